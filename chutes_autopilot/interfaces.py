@@ -1,0 +1,71 @@
+"""The ports: what has, or will have, more than one implementation."""
+
+from typing import Any
+
+from zope.interface import Attribute, Interface
+
+
+class IStickyStore(Interface):
+    """Where a client's last choice is remembered between requests.
+
+    Losing an entry costs a warm prompt cache and nothing else, so a store may forget at any time.
+    """
+
+    def get(key: bytes) -> Any:
+        """The policy.stickiness.StickyChoice last put under a client key, None where there is none (any more)."""
+
+    def put(key: bytes, choice: Any) -> None:
+        """Remember a policy.stickiness.StickyChoice; its time to live starts anew."""
+
+
+class IUpstreamAttempt(Interface):
+    """One try to get an answer from one model."""
+
+    observer = Attribute("The IAttemptObserver that hears of the answer; replaced at the commit boundary.")
+
+    def start() -> None:
+        """Send the request."""
+
+    def expect_body(timeout: float) -> None:
+        """The first body byte must arrive within ``timeout`` seconds from now."""
+
+    def pause() -> None:
+        """Read no more from the upstream until `resume`."""
+
+    def resume() -> None:
+        """Go on reading."""
+
+    def abort() -> None:
+        """Drop the attempt in whatever phase it is; the observer hears nothing more."""
+
+
+class IAttemptObserver(Interface):
+    """Whoever is told what becomes of an attempt: one head, body pieces, then `end` or `failed`."""
+
+    def head(head: Any) -> None:
+        """The complete final head arrived, a wire.http1.ResponseHead."""
+
+    def body(data: bytes) -> None:
+        """Body bytes arrived; never empty."""
+
+    def end() -> None:
+        """The response is complete."""
+
+    def failed(failure: Any) -> None:
+        """The attempt broke: policy.failover's ConnectFailed or DeadlinePassed before the head, or Lost after it."""
+
+
+class IDownstream(Interface):
+    """The client's side of one exchange."""
+
+    def start(status: int, reason: bytes, headers: Any, producer: Any) -> None:
+        """Write the head; ``producer`` is an IPushProducer that is paused while the client reads too slowly."""
+
+    def write(data: bytes) -> None:
+        """Write body bytes."""
+
+    def finish() -> None:
+        """The answer is complete."""
+
+    def abort() -> None:
+        """End the answer so that the client sees it was cut."""
