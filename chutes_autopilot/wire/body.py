@@ -1,0 +1,172 @@
+"""Read what routing needs from a chat request's JSON, and change ``model`` without touching another byte.
+
+The body is checked once for strict JSON (RFC 8259) and then only walked: the new model value is spliced
+into the original bytes, so white space, key order and the spelling of numbers reach the upstream as sent.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+import attrs
+import msgspec
+
+from chutes_autopilot.errors import ApiError
+
+MAX_NESTING = 200
+"""Levels of arrays and objects a body may nest; the outermost object is level 1."""
+
+_WHITESPACE = rb"[ \t\n\r]*"
+_NEXT_KEY = re.compile(
+    _WHITESPACE + rb"[{,]?" + _WHITESPACE + rb'("[^"\\]*(?:\\.[^"\\]*)*")' + _WHITESPACE + rb":" + _WHITESPACE
+)
+_END_OF_VALUE = re.compile(_WHITESPACE + rb"[,}]")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
+_SCALAR = re.compile(rb"[^\s,\]}]+")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_DEPTH_CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_ROUTING_KEYS = ("model", "stream", "prompt_cache_key")
+_Members = dict[str, msgspec.Raw]
+_DECODER = msgspec.json.Decoder(_Members)
+
+
+@attrs.frozen
+class ChatBody:
+    """A chat completion request as routing sees it.
+
+    :param data: the body as received, byte for byte.
+    :param model: the decoded ``model`` value, whatever its JSON type; None when absent or null.
+    :param model_start: offset of the first byte of the model value in ``data``.
+    :param model_end: offset after its last byte; equal to ``model_start`` when absent.
+    :param stream: whether ``stream`` is literally true.
+    :param prompt_cache_key: the field's value when it is a string, else "".
+    """
+
+    data: bytes
+    model: object
+    model_start: int
+    model_end: int
+    stream: bool
+    prompt_cache_key: str
+
+    def with_model(self, model: str) -> bytes:
+        """The body with another ``model`` value and every other byte as received."""
+        return self.data[: self.model_start] + json.dumps(model).encode() + self.data[self.model_end :]
+
+
+def read_chat_body(data: bytes) -> ChatBody:
+    """Check that ``data`` is one strict JSON object and find the fields that routing reads.
+
+    Raises ApiError ``invalid_json`` (RFC 8259: UTF-8, no NaN or Infinity, nothing after the value) or
+    ``invalid_body`` (no object, nested deeper than MAX_NESTING, ``model`` given twice in any spelling).
+    """
+    members, text = _validated(data)
+    _check_nesting(text)
+    spans = _routing_spans(data, members)
+    start, end = spans.get("model", (0, 0))
+    key_start, key_end = spans.get("prompt_cache_key", (0, 0))
+    stream_start, stream_end = spans.get("stream", (0, 0))
+    cache_key = json.loads(data[key_start:key_end]) if data[key_start : key_start + 1] == b'"' else ""
+    return ChatBody(
+        data=data,
+        model=json.loads(data[start:end], parse_int=float) if end else None,
+        model_start=start,
+        model_end=end,
+        stream=data[stream_start:stream_end] == b"true",
+        prompt_cache_key=cache_key,
+    )
+
+
+def _validated(data: bytes) -> tuple[Mapping[str, msgspec.Raw], bytes]:
+    """The top-level members and the text they were read from, which has the length of ``data``."""
+    try:
+        data.decode()  # msgspec does not look at the encoding of strings it skips
+    except UnicodeDecodeError as error:
+        raise ApiError("invalid_json", f"The body is not UTF-8 (byte {error.start}).") from None
+    try:
+        return _decoded(data), data
+    except msgspec.DecodeError as error:
+        # RFC 8259 section 8.2 allows escapes of lone surrogates, clients that cut emojis send them, and
+        # msgspec refuses them: judge a copy in which every such escape is a blank of the same length.
+        blanked = _SURROGATE_ESCAPE.sub(rb"\\u0020", data)
+        if blanked != data:
+            try:
+                return _decoded(blanked), blanked
+            except msgspec.DecodeError:
+                pass
+        raise ApiError("invalid_json", f"The body is not valid JSON: {_reason(error)}.") from None
+
+
+def _decoded(text: bytes) -> Mapping[str, msgspec.Raw]:
+    try:
+        return _DECODER.decode(text)
+    except msgspec.ValidationError:
+        raise ApiError("invalid_body", "The body must be a JSON object.") from None
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _reason(error: msgspec.DecodeError) -> str:
+    """msgspec names the fault and its byte offset, never the text around it."""
+    return str(error).removeprefix("JSON is malformed: ").rstrip(".")
+
+
+def _too_deep() -> ApiError:
+    return ApiError("invalid_body", f"The body nests deeper than {MAX_NESTING} levels.")
+
+
+def _check_nesting(text: bytes) -> None:
+    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+        return
+    depth = 0
+    for bracket in _STRING.sub(b"", text):
+        depth += _DEPTH_CHANGE.get(bracket, 0)
+        if depth > MAX_NESTING:
+            raise _too_deep()
+
+
+def _routing_spans(data: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str, tuple[int, int]]:
+    """Offsets of the values of the routing keys; of a repeated key the last one counts, as JSON readers have it."""
+    spans: dict[str, tuple[int, int]] = {}
+    position = 0
+    while (found := _NEXT_KEY.match(data, position)) is not None:
+        spelled = found.group(1)
+        key = json.loads(spelled) if b"\\" in spelled else spelled[1:-1].decode()
+        start = found.end()
+        position = _end_of_value(data, start, members.get(key))
+        if key in _ROUTING_KEYS:
+            if key == "model" and key in spans:
+                raise ApiError("invalid_body", "The body has more than one 'model'.", param="model")
+            spans[key] = (start, position)
+    return spans
+
+
+def _end_of_value(data: bytes, start: int, value: msgspec.Raw | None) -> int:
+    """The offset after the value at ``start``, from the decoder's own span where that is certain.
+
+    The decoder keeps the last of repeated keys, so its value is only believed where the text here equals it
+    and is complete; otherwise, and beside blanked surrogate escapes, the value is walked token by token.
+    """
+    if value is not None:
+        raw = memoryview(value)
+        end = start + len(raw)
+        if data[start:end] == raw and _END_OF_VALUE.match(data, end):
+            return end
+    if data[start : start + 1] == b'"':
+        return _matched(_STRING, data, start)
+    if data[start : start + 1] not in b"[{":
+        return _matched(_SCALAR, data, start)
+    depth = 0
+    for token in _TOKEN.finditer(data, start):
+        depth += _DEPTH_CHANGE.get(token.group()[0], 0)
+        if depth == 0:
+            return token.end()
+    raise ApiError("invalid_json", "The body is not valid JSON.")
+
+
+def _matched(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
+    found = pattern.match(data, start)
+    if found is None:
+        raise ApiError("invalid_json", "The body is not valid JSON.")
+    return found.end()

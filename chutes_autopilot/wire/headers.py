@@ -1,0 +1,78 @@
+"""Which headers pass through a gateway and which end at it (RFC 9110 section 7.6.1)."""
+
+import re
+from collections.abc import Iterable
+
+Header = tuple[bytes, bytes]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""Fields that belong to one connection, lower case; RFC 9110 section 7.6.1 and, for trailer, section 6.6.2."""
+
+SELECTED = b"x-chutes-autopilot-selected"
+ATTEMPTS = b"x-chutes-autopilot-attempts"
+REQUEST_ID = b"x-request-id"
+OWN_PREFIX = b"x-chutes-autopilot-"
+
+_ENDS_HERE = frozenset({b"host", b"content-length", b"expect", b"x-chutes-trace", b"accept-encoding", REQUEST_ID})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
+    """The lower-case field names that Connection lists; they are hop-by-hop too."""
+    names = [
+        name.strip(b" \t").lower()
+        for key, value in headers
+        if key.lower() == b"connection"
+        for name in value.split(b",")
+    ]
+    return frozenset(filter(None, names))
+
+
+def acceptable_request_id(value: bytes | None) -> str | None:
+    """The client's own request id where it is safe to pass on and to log, else None."""
+    return value.decode() if value is not None and _REQUEST_ID.fullmatch(value) else None
+
+
+def upstream_request_headers(received: Iterable[Header], request_id: str) -> list[Header]:
+    """The headers of the upstream request, in the order received.
+
+    Everything end-to-end passes, Authorization included. What ends here: hop-by-hop fields, Host,
+    Content-Length, Expect, X-Chutes-Trace (it turns the answer into trace events) and our own
+    ``x-chutes-autopilot-*``. Accept-Encoding becomes ``identity``, so that bytes can be relayed as they are.
+    """
+    received = list(received)
+    dropped = HOP_BY_HOP | _ENDS_HERE | named_by_connection(received)
+    kept = [
+        (name, value)
+        for name, value in received
+        if (lower := name.lower()) not in dropped and not lower.startswith(OWN_PREFIX)
+    ]
+    return [*kept, (b"Accept-Encoding", b"identity"), (b"X-Request-Id", request_id.encode())]
+
+
+def downstream_response_headers(received: Iterable[Header], own: Iterable[Header]) -> list[Header]:
+    """The headers of the client's answer: the upstream's end-to-end ones in their order, then our own.
+
+    ``own`` replaces what the upstream sent under the same names; other ``x-chutes-autopilot-*`` fields of the
+    upstream are dropped, because only this gateway can know them.
+    """
+    received, own = list(received), list(own)
+    dropped = HOP_BY_HOP | named_by_connection(received) | {name.lower() for name, _ in own}
+    kept = [
+        (name, value)
+        for name, value in received
+        if (lower := name.lower()) not in dropped and not lower.startswith(OWN_PREFIX)
+    ]
+    return kept + own

@@ -1,0 +1,266 @@
+"""HTTP/1.1 as a client speaks it: the request's bytes, and an incremental, strict response parser (RFC 9112).
+
+Sans-io: bytes in, events out. The parser believes nothing that is ambiguous, because whatever it accepts is
+passed on to another reader: bare line feeds, folded lines, control characters in values, conflicting lengths
+and unknown transfer codings are all `Invalid`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from chutes_autopilot.wire.headers import Header
+
+MAX_HEAD_BYTES = 65536
+MAX_HEADERS = 256
+MAX_INFORMATIONAL = 16
+MAX_CHUNK_LINE_BYTES = 4096
+MAX_TRAILER_BYTES = 16384
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+
+
+class _InvalidResponse(Exception):
+    """Carries the name of a fault from where it is found to `ResponseParser.receive`."""
+
+
+@attrs.frozen
+class ResponseHead:
+    """A complete final response head: status, reason phrase, and fields in the order received."""
+
+    status: int
+    reason: bytes
+    headers: tuple[Header, ...]
+
+
+@attrs.frozen
+class Body:
+    """Body bytes without their transfer coding; never empty."""
+
+    data: bytes
+
+
+@attrs.frozen
+class End:
+    """The response is complete. ``reusable``: the connection may carry another request (RFC 9112 section 9.3)."""
+
+    reusable: bool
+
+
+@attrs.frozen
+class Invalid:
+    """The bytes are not a response that can be relayed; ``fault`` names what is wrong, never the bytes."""
+
+    fault: str
+
+
+Event = ResponseHead | Body | End | Invalid
+
+
+def request_bytes(method: bytes, target: bytes, host: bytes, headers: Iterable[Header], length: int) -> bytes:
+    """The head of a request with a body of ``length`` bytes (RFC 9112 section 3)."""
+    lines = [method + b" " + target + b" HTTP/1.1", b"Host: " + host]
+    lines += [name + b": " + value for name, value in headers]
+    lines.append(b"Content-Length: %d\r\n\r\n" % length)
+    return b"\r\n".join(lines)
+
+
+class ResponseParser:
+    """Reads exactly one response, informational ones before it skipped (RFC 9110 section 15.2).
+
+    ::
+
+        HEAD ──▶ LENGTH ──────────────▶ DONE
+             ──▶ CHUNK_LINE ⇄ CHUNK ──▶ TRAILER ──▶ DONE
+             ──▶ UNTIL_CLOSE ─(closed)▶ DONE
+             ──▶ DONE                       (204, 304, Content-Length: 0)
+    """
+
+    def __init__(self) -> None:
+        self._read: Callable[[list[Event]], bool] = self._read_head
+        self._buffer = b""
+        self._at = 0  # what lies before this offset of the buffer has been read
+        self._remaining = 0
+        self._informational = 0
+        self._trailer_bytes = 0
+        self._reusable = True
+        self._until_close = False
+        self._done = False
+
+    def receive(self, data: bytes) -> list[Event]:
+        """The events that ``data`` completes; after an `End` or `Invalid` no more bytes are taken.
+
+        Bytes after the end of the response are a fault of the upstream: its `End` is then not reusable.
+        """
+        events: list[Event] = []
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
+        try:
+            while not self._done and self._read(events):
+                pass
+        except _InvalidResponse as fault:
+            self._done = True
+            events.append(Invalid(str(fault)))
+        if self._done and self._at < len(self._buffer) and isinstance(events[-1], End):
+            events[-1] = End(reusable=False)
+        return _joined(events) if len(events) > 2 else events
+
+    def closed(self) -> list[Event]:
+        """What the upstream's orderly close means: the end of a body that lasts until then, or a cut."""
+        if self._done:
+            return []
+        self._done = True
+        if self._until_close:
+            return [End(reusable=False)]
+        return [Invalid("the connection closed before the response was complete")]
+
+    def _finish(self, events: list[Event]) -> bool:
+        self._done = True
+        events.append(End(reusable=self._reusable))
+        return False
+
+    def _take_line(self, limit: int, what: str) -> bytes | None:
+        end = self._buffer.find(b"\n", self._at, self._at + limit)
+        if end < 0:
+            if len(self._buffer) - self._at >= limit:
+                raise _InvalidResponse(f"the {what} is too long")
+            return None
+        if end == self._at or self._buffer[end - 1] != 13:
+            raise _InvalidResponse(f"a bare line feed in the {what}")
+        line = self._buffer[self._at : end - 1]
+        self._at = end + 1
+        return line
+
+    def _read_head(self, events: list[Event]) -> bool:
+        if not b"HTTP/1.".startswith(self._buffer[self._at : self._at + 7]):
+            raise _InvalidResponse("the answer is not HTTP/1")
+        end = self._buffer.find(b"\r\n\r\n", self._at, self._at + MAX_HEAD_BYTES)
+        if end < 0:
+            if len(self._buffer) - self._at >= MAX_HEAD_BYTES:
+                raise _InvalidResponse("the response head is too long")
+            return False
+        lines = self._buffer[self._at : end].split(b"\r\n")
+        self._at = end + 4
+        status_line = _STATUS_LINE.fullmatch(lines[0])
+        if status_line is None:
+            raise _InvalidResponse("the status line is malformed")
+        status = int(status_line[2])
+        headers = _fields(lines[1:])
+        if status < 200:
+            self._informational += 1
+            if status == 101 or self._informational > MAX_INFORMATIONAL:
+                raise _InvalidResponse("an informational response that was not asked for")
+            return True
+        self._choose_framing(status, status_line[1] == b"0", headers)
+        events.append(ResponseHead(status, status_line[3] or b"", headers))
+        return True
+
+    def _choose_framing(self, status: int, old: bool, headers: tuple[Header, ...]) -> None:
+        """How the body ends: RFC 9112 section 6.3. A length beside a coding, or two lengths, is a smuggler's."""
+        codings = _tokens(headers, b"transfer-encoding")
+        lengths = _tokens(headers, b"content-length")
+        options = _tokens(headers, b"connection")
+        self._reusable = b"close" not in options and (not old or b"keep-alive" in options)
+        if len(lengths) > 1 or (lengths and codings) or not all(v.isdigit() and len(v) < 19 for v in lengths):
+            raise _InvalidResponse("the content length is malformed")
+        if codings and (codings != [b"chunked"] or old):
+            raise _InvalidResponse("the transfer coding is not one that can be read")
+        if status in (204, 304):
+            self._read = self._finish
+        elif codings:
+            self._read = self._read_chunk_line
+        elif lengths:
+            self._remaining = int(lengths[0])
+            self._read = self._read_length
+        else:
+            self._reusable = False
+            self._until_close = True
+            self._read = self._read_until_close
+
+    def _take_body(self, events: list[Event]) -> None:
+        data = self._buffer[self._at : self._at + self._remaining]
+        if data:
+            self._at += len(data)
+            self._remaining -= len(data)
+            events.append(Body(data))
+
+    def _read_length(self, events: list[Event]) -> bool:
+        self._take_body(events)
+        return self._finish(events) if self._remaining == 0 else False
+
+    def _read_until_close(self, events: list[Event]) -> bool:
+        self._remaining = len(self._buffer)
+        self._take_body(events)
+        return False
+
+    def _read_chunk_line(self, events: list[Event]) -> bool:
+        line = self._take_line(MAX_CHUNK_LINE_BYTES, "chunk size line")
+        if line is None:
+            return False
+        size = _CHUNK_LINE.fullmatch(line)
+        if size is None:
+            raise _InvalidResponse("the chunk size is malformed")
+        self._remaining = int(size[1], 16)
+        self._read = self._read_chunk if self._remaining else self._read_trailer
+        return True
+
+    def _read_chunk(self, events: list[Event]) -> bool:
+        self._take_body(events)
+        if self._remaining:
+            return False
+        line_end = self._buffer[self._at : self._at + 2]
+        if not b"\r\n".startswith(line_end):
+            raise _InvalidResponse("a chunk is longer than its size")
+        if len(line_end) < 2:
+            return False
+        self._at += 2
+        self._read = self._read_chunk_line
+        return True
+
+    def _read_trailer(self, events: list[Event]) -> bool:
+        """Trailer fields are checked and dropped: a gateway may (RFC 9110 section 6.5.1)."""
+        line = self._take_line(MAX_TRAILER_BYTES, "trailer")
+        if line is None:
+            return False
+        if not line:
+            return self._finish(events)
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > MAX_TRAILER_BYTES:
+            raise _InvalidResponse("the trailer is too long")
+        _fields([line])
+        return True
+
+
+def _joined(events: list[Event]) -> list[Event]:
+    """The same events with the body bytes of one read in one piece: one write to the client, not many."""
+    data = b"".join(event.data for event in events if isinstance(event, Body))
+    others: list[Event] = [event for event in events if not isinstance(event, Body)]
+    if data:
+        others.insert(1 if isinstance(others[0] if others else None, ResponseHead) else 0, Body(data))
+    return others
+
+
+def _fields(lines: list[bytes]) -> tuple[Header, ...]:
+    if len(lines) > MAX_HEADERS:
+        raise _InvalidResponse("the response has too many headers")
+    fields = []
+    for line in lines:
+        field = _FIELD_LINE.fullmatch(line)
+        if field is None:
+            raise _InvalidResponse("a header line is malformed")
+        fields.append((field[1], field[2].rstrip(b" \t")))
+    return tuple(fields)
+
+
+def _tokens(headers: Iterable[Header], name: bytes) -> list[bytes]:
+    """The comma-separated members of a field, lower case, over all its lines."""
+    return [
+        token.strip(b" \t").lower()
+        for key, value in headers
+        if key.lower() == name
+        for token in value.split(b",")
+        if token.strip(b" \t")
+    ]

@@ -1,0 +1,173 @@
+"""The strict, incremental response parser."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chutes_autopilot.wire.http1 import Body, End, Event, Invalid, ResponseHead, ResponseParser, request_bytes
+
+
+def parse(data: bytes, *, step: int | None = None, close: bool = False) -> list[Event]:
+    """All events of ``data`` given in pieces of ``step`` bytes, adjacent bodies joined."""
+    parser = ResponseParser()
+    events: list[Event] = []
+    for start in range(0, len(data), step or max(1, len(data))):
+        events += parser.receive(data[start : start + (step or len(data))])
+        if events and isinstance(events[-1], End | Invalid):
+            break
+    if close:
+        events += parser.closed()
+    joined: list[Event] = []
+    for event in events:
+        if isinstance(event, Body) and joined and isinstance(joined[-1], Body):
+            joined[-1] = Body(joined[-1].data + event.data)
+        else:
+            joined.append(event)
+    return joined
+
+
+def head(status: int = 200, *headers: tuple[bytes, bytes], reason: bytes = b"OK") -> ResponseHead:
+    return ResponseHead(status, reason, headers)
+
+
+COMPLETE = [
+    (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        [head(200, (b"Content-Length", b"5")), Body(b"hello"), End(True)],
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nX-T: 1\r\n\r\n",
+        [head(200, (b"Transfer-Encoding", b"chunked")), Body(b"hello!"), End(True)],
+    ),
+    (b"HTTP/1.1 204\r\nX: \t a b \t\r\n\r\n", [head(204, (b"X", b"a b"), reason=b""), End(True)]),
+    (
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+        [head(304, (b"Content-Length", b"9"), reason=b"Not Modified"), End(True)],
+    ),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [head(200, (b"Content-Length", b"0")), End(True)]),
+    (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: Close\r\n\r\nx",
+        [head(200, (b"Content-Length", b"1"), (b"Connection", b"Close")), Body(b"x"), End(False)],
+    ),
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", [head(200, (b"Content-Length", b"1")), Body(b"x"), End(False)]),
+    (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        [head(200, (b"Content-Length", b"0")), End(True)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), COMPLETE)
+@pytest.mark.parametrize("step", [None, 1, 7])
+def test_a_response_reads_the_same_however_it_is_cut_into_pieces(
+    data: bytes, expected: list[Event], step: int | None
+) -> None:
+    """Head, body without transfer coding, end; informational responses are skipped."""
+    assert parse(data, step=step) == expected
+
+
+@given(st.sampled_from([data for data, _ in COMPLETE]), st.data())
+def test_cuts_at_any_two_places_change_nothing(data: bytes, draw: st.DataObject) -> None:
+    """The events do not depend on where the network cut the bytes."""
+    first = draw.draw(st.integers(0, len(data)))
+    second = draw.draw(st.integers(first, len(data)))
+    parser = ResponseParser()
+    events = [e for piece in (data[:first], data[first:second], data[second:]) if piece for e in parser.receive(piece)]
+    assert b"".join(e.data for e in events if isinstance(e, Body)) == b"".join(
+        e.data for e in parse(data) if isinstance(e, Body)
+    )
+    assert [e for e in events if not isinstance(e, Body)] == [e for e in parse(data) if not isinstance(e, Body)]
+
+
+def test_a_body_without_length_ends_with_the_connection() -> None:
+    """RFC 9112 section 6.3, rule 8: the close is the end, and the connection is used up."""
+    assert parse(b"HTTP/1.1 200 OK\r\n\r\nall", close=True) == [head(), Body(b"all"), End(False)]
+
+
+def test_bytes_after_the_end_make_the_connection_unusable() -> None:
+    """An upstream that sends more than it announced is not trusted with another request."""
+    assert parse(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxy")[-1] == End(False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-x\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 200 O\x00K\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: 1\nB: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: 1\r\n folded\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: \x001\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 17,
+        b"HTTP/1.1 200 OK\r\n" + b"A: 1\r\n" * 300 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000,
+    ],
+)
+def test_an_ambiguous_head_is_invalid(data: bytes) -> None:
+    """Nothing is guessed in a head: it is passed on to another reader, who might guess differently."""
+    assert [type(event) for event in parse(data)] == [Invalid]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"5\r\nhelloX\r\n",
+        b"x\r\n",
+        b"-1\r\n",
+        b"0x5\r\n",
+        b"5\nhello",
+        b"f" * 16 + b"\r\n",
+        b";" * 5000,
+        b"0\r\nbad\r\n\r\n",
+    ],
+)
+def test_a_malformed_chunk_is_invalid_and_what_came_before_is_kept(data: bytes) -> None:
+    """The bytes before the fault are delivered, then the response is invalid."""
+    events = parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n" + data)
+    assert isinstance(events[1], Body)
+    assert events[1].data.startswith(b"ok")
+    assert isinstance(events[-1], Invalid)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+    ],
+)
+def test_a_close_before_the_end_is_a_cut(data: bytes) -> None:
+    """A response that ends early is never complete."""
+    assert isinstance(parse(data, close=True)[-1], Invalid)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_parser_raise(data: bytes) -> None:
+    """Garbage ends in Invalid, not in an exception."""
+    parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + data, step=9, close=True)
+    parse(data, step=5, close=True)
+
+
+def test_the_chunks_of_one_read_are_one_piece() -> None:
+    """Many small chunks that arrive together are written to the client at once."""
+    data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"2\r\nab\r\n" * 50
+    assert [e.data for e in ResponseParser().receive(data) if isinstance(e, Body)] == [b"ab" * 50]
+
+
+def test_a_request_head_states_its_length() -> None:
+    """RFC 9112 section 3."""
+    made = request_bytes(b"POST", b"/v1/x?y=1", b"h:1", [(b"A", b"b")], 3)
+    assert made == b"POST /v1/x?y=1 HTTP/1.1\r\nHost: h:1\r\nA: b\r\nContent-Length: 3\r\n\r\n"
