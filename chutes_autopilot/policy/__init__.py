@@ -1,0 +1,1 @@
+"""The rules of routing: eligibility, ranking, the model field, plans, failover, stickiness; pure, no reactor."""
