@@ -1,0 +1,1 @@
+"""Connections to Chutes: the pool, one attempt, and the control plane's fetches."""

@@ -1,0 +1,151 @@
+"""One attempt: a chat request sent to one model, under its deadlines, until its response ends or breaks."""
+
+from collections.abc import Callable
+
+import attrs
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from zope.interface import implementer
+
+from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
+from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Phase
+from chutes_autopilot.upstream.connection import UpstreamConnection
+from chutes_autopilot.upstream.pool import Backend, ConnectionPool
+from chutes_autopilot.wire.headers import Header
+from chutes_autopilot.wire.http1 import ResponseHead, request_bytes
+
+
+@attrs.frozen
+class UpstreamRequest:
+    """What is sent: method and target as the client gave them, headers already filtered, the body's bytes."""
+
+    method: bytes
+    target: bytes
+    headers: tuple[Header, ...]
+    body: bytes
+
+
+@implementer(IUpstreamAttempt)
+class ChatAttempt:
+    """Sends one request and reports to its observer: one head, body pieces, then an end or one failure.
+
+    The deadline of the phase under way is one delayed call: "connect" until the handshake is done (kept by the
+    pool), "header" from the last request byte until the complete head, "first_byte" from the head where
+    `expect_body` asked for it. While a large request is being sent, every slice the socket takes starts the
+    header deadline anew.
+
+    A reused connection that breaks without having given a byte was closed by the upstream while it was idle:
+    the request is then sent once more, on a new connection. That is not another attempt (RFC 9112 section 9.3.1
+    asks for care with POST; no byte of an answer means the platform has not begun one).
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        backend: Backend,
+        clock: IReactorTime,
+        request: UpstreamRequest,
+        header_timeout: float,
+        observer: IAttemptObserver,
+    ) -> None:
+        self._pool = pool
+        self._backend = backend
+        self._clock = clock
+        self._request = request
+        self._header_timeout = header_timeout
+        self._connection: UpstreamConnection | None = None
+        self._cancel_connecting: Callable[[], None] | None = None
+        self._deadline: IDelayedCall | None = None
+        self._reused = False
+        self._head_seen = False
+        self.observer = observer
+
+    def start(self) -> None:
+        """Send the request, on an idle connection where there is one."""
+        idle = self._pool.take_idle(self._backend)
+        if idle is None:
+            self._connect()
+        else:
+            self._reused = True
+            self._send(idle)
+
+    def expect_body(self, timeout: float) -> None:
+        """The first body byte must arrive within ``timeout`` seconds from now."""
+        self._arm(timeout, "first_byte")
+
+    def pause(self) -> None:
+        """Back-pressure: read no more from the upstream until `resume`."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Go on reading from the upstream."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    def abort(self) -> None:
+        """Drop the attempt in whatever phase it is; the observer hears nothing more. Harmless when it is over."""
+        self._disarm()
+        if self._cancel_connecting is not None:
+            self._cancel_connecting()
+            self._cancel_connecting = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    def _connect(self) -> None:
+        self._cancel_connecting = self._pool.connect(self._backend, self._send, self._not_connected)
+
+    def _not_connected(self) -> None:
+        self._cancel_connecting = None
+        self.observer.failed(ConnectFailed())
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._cancel_connecting = None
+        self._connection = connection
+        request = self._request
+        target = self._backend.prefix + request.target
+        head = request_bytes(request.method, target, self._backend.host_header, request.headers, len(request.body))
+        connection.send(head, request.body, self)
+
+    def _arm(self, seconds: float, phase: Phase) -> None:
+        self._disarm()
+        self._deadline = self._clock.callLater(seconds, self._out_of_time, phase)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _out_of_time(self, phase: Phase) -> None:
+        self._deadline = None
+        self.abort()
+        self.observer.failed(DeadlinePassed(phase))
+
+    # what the connection reports
+
+    def wrote(self) -> None:
+        if not self._head_seen:
+            self._arm(self._header_timeout, "header")
+
+    def head(self, head: ResponseHead) -> None:
+        self._head_seen = True
+        self._disarm()
+        self.observer.head(head)
+
+    def body(self, data: bytes) -> None:
+        self._disarm()
+        self.observer.body(data)
+
+    def end(self) -> None:
+        self._disarm()
+        self._connection = None
+        self.observer.end()
+
+    def broken(self) -> None:
+        self._disarm()
+        connection, self._connection = self._connection, None
+        if self._reused and connection is not None and connection.silent:
+            self._reused = False
+            self._connect()
+            return
+        self.observer.failed(Lost() if self._head_seen else ConnectFailed())

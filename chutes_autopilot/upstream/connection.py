@@ -1,0 +1,177 @@
+"""One connection to an upstream, carrying one request and its response at a time."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import Protocol as TypingProtocol
+
+from twisted.internet.interfaces import IHandshakeListener, IPullProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from chutes_autopilot.wire.http1 import Body, End, Invalid, ResponseHead, ResponseParser
+
+SEND_SLICE_BYTES = 65536
+"""A request up to this size is one write; a larger one is sent in slices as the socket takes them."""
+
+
+class ResponseReceiver(TypingProtocol):
+    """Whoever waits for the response of the request that a connection carries."""
+
+    def wrote(self) -> None:
+        """Request bytes were handed to the socket; the last call comes with the last byte."""
+
+    def head(self, head: ResponseHead) -> None:
+        """The complete final head arrived."""
+
+    def body(self, data: bytes) -> None:
+        """Body bytes arrived, transfer coding removed."""
+
+    def end(self) -> None:
+        """The response is complete; the connection is no longer the receiver's."""
+
+    def broken(self) -> None:
+        """The connection was lost, or its bytes were invalid, before the response was complete."""
+
+
+@implementer(IHandshakeListener)
+class UpstreamConnection(Protocol):
+    """The client side of HTTP/1.1 over one TCP or TLS transport.
+
+    Back-pressure: `pause` stops reading from the socket, so the upstream's own send buffer fills and it slows
+    down. A paused connection is never given back to the pool: the next request on it would hang.
+
+    :param secure: whether a TLS handshake comes before the connection is usable.
+    :param made: called once when the transport is connected; ``lost`` follows sooner or later.
+    :param opened: called once when the connection is usable, after the handshake where there is one.
+    :param idle: called with the connection after a clean end that allows another request.
+    :param lost: called once when the connection is gone, whoever closed it.
+    """
+
+    transport: Any
+
+    def __init__(
+        self,
+        *,
+        secure: bool,
+        made: Callable[["UpstreamConnection"], None],
+        opened: Callable[["UpstreamConnection"], None],
+        idle: Callable[["UpstreamConnection"], None],
+        lost: Callable[["UpstreamConnection"], None],
+    ) -> None:
+        self._secure = secure
+        self._made = made
+        self._opened = opened
+        self._idle = idle
+        self._lost = lost
+        self._receiver: ResponseReceiver | None = None
+        self._parser: ResponseParser | None = None
+        self._sending = False
+        self._paused = False
+        self.silent = True
+        """Whether no byte has come back since the last request was sent."""
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        self._made(self)
+        if not self._secure:
+            self._opened(self)
+
+    def handshakeCompleted(self) -> None:
+        self._opened(self)
+
+    def send(self, head: bytes, body: bytes, receiver: ResponseReceiver) -> None:
+        """Send a request; ``receiver`` hears of the response until its ``end`` or ``broken``."""
+        self._receiver = receiver
+        self._parser = ResponseParser()
+        self.silent = True
+        if len(head) + len(body) <= SEND_SLICE_BYTES:
+            self.transport.write(head + body)
+            receiver.wrote()
+        else:
+            self._sending = True
+            self.transport.write(head)
+            self.transport.registerProducer(_BodySlices(self, body), False)
+
+    def sent_slice(self, last: bool) -> None:
+        """A slice of a large request was written."""
+        if last:
+            self._sending = False
+            self.transport.unregisterProducer()
+        if self._receiver is not None:
+            self._receiver.wrote()
+
+    def pause(self) -> None:
+        """Read no more bytes until `resume`; what was already read may still be delivered."""
+        self._paused = True
+        self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        self._paused = False
+        self.transport.resumeProducing()
+
+    def abort(self) -> None:
+        """Close at once; the receiver hears nothing more and the connection is not used again."""
+        self._receiver = None
+        self._parser = None
+        self.transport.abortConnection()
+
+    def close(self) -> None:
+        """Close at once; unlike after `abort`, a receiver that still waits is told that its response broke."""
+        self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.silent = False
+        if self._parser is None:
+            self.abort()  # bytes that no request asked for
+            return
+        self._deliver(self._parser.receive(data))
+
+    def _deliver(self, events: list[ResponseHead | Body | End | Invalid]) -> None:
+        for event in events:
+            receiver = self._receiver
+            if receiver is None:
+                return
+            match event:
+                case ResponseHead():
+                    receiver.head(event)
+                case Body(data):
+                    receiver.body(data)
+                case Invalid():
+                    self.abort()
+                    receiver.broken()
+                case End(reusable):
+                    self._receiver = None
+                    self._parser = None
+                    if reusable and not self._sending and not self._paused:
+                        self._idle(self)
+                    else:
+                        self.transport.abortConnection()
+                    receiver.end()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        parser, orderly = self._parser, reason.check(type(connectionDone.value)) is not None
+        if parser is not None and orderly:
+            self._deliver(parser.closed())
+        receiver, self._receiver, self._parser = self._receiver, None, None
+        self._lost(self)
+        if receiver is not None:
+            receiver.broken()
+
+
+@implementer(IPullProducer)
+class _BodySlices:
+    """Writes a large request as fast as the socket takes it, so that a stalled upstream is seen as stalled."""
+
+    def __init__(self, connection: UpstreamConnection, body: bytes) -> None:
+        self._connection = connection
+        self._body = memoryview(body)
+
+    def resumeProducing(self) -> None:
+        piece, self._body = self._body[:SEND_SLICE_BYTES], self._body[SEND_SLICE_BYTES:]
+        self._connection.transport.write(bytes(piece))
+        self._connection.sent_slice(last=not self._body)
+
+    def stopProducing(self) -> None:
+        self._body = self._body[:0]

@@ -1,0 +1,199 @@
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.web.client import Agent
+
+from chutes_autopilot.upstream.fetch import FetchError, fetch_json_bytes
+
+
+class Peer(Protocol):
+    """Answers any request with given bytes; closes only where told to; fires ``gone`` when the connection is closed."""
+
+    factory: "Peers"
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        if self.received.endswith(b"\r\n\r\n"):
+            assert self.transport is not None
+            self.transport.write(self.factory.answer)
+            if self.factory.close:
+                self.transport.loseConnection()
+            self.factory.requested.callback(self.received)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.factory.gone.callback(None)
+
+
+class Peers(Factory):
+    protocol = Peer
+
+    def __init__(self, answer: bytes, close: bool) -> None:
+        self.answer = answer
+        self.close = close
+        self.requested: Deferred[bytes] = Deferred()
+        self.gone: Deferred[None] = Deferred()
+
+
+@asynccontextmanager
+async def peer(answer: bytes, *, close: bool = False) -> AsyncIterator[tuple[Peers, str]]:
+    """A server for one request; waits at its end until the connection is closed, so hangs where one is left open."""
+    from twisted.internet import reactor
+
+    peers = Peers(answer, close)
+    port = reactor.listenTCP(0, peers, interface="127.0.0.1")  # type: ignore[attr-defined]
+    try:
+        yield peers, f"http://127.0.0.1:{port.getHost().port}/list"
+        await peers.gone
+    finally:
+        await port.stopListening()
+
+
+def fetch(url: str, clock: Clock | None = None, max_bytes: int = 1000, **more: Any) -> Deferred[bytes]:
+    from twisted.internet import reactor
+
+    http_client = HTTPClient(Agent(reactor))
+    return Deferred.fromCoroutine(
+        fetch_json_bytes(http_client, url, clock=clock or Clock(), timeout=10.0, max_bytes=max_bytes, **more)
+    )
+
+
+def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    head = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+async def failure(url: str, **more: Any) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        await fetch(url, **more)
+    assert "127.0.0.1" not in str(caught.value)
+    assert url not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        answer(b'["\xc3\xa9"]'),
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n["\xc3\r\n3\r\n\xa9"]\r\n0\r\n\r\n',
+        b'HTTP/1.0 200 OK\r\n\r\n["\xc3\xa9"]',
+        answer(gzip.compress(b'["\xc3\xa9"]'), b"Content-Encoding: gzip"),
+    ],
+    ids=["length", "chunked", "close", "gzip"],
+)
+async def test_a_whole_answer_comes_back(response: bytes) -> None:
+    """However the body is framed or zipped, its bytes come back."""
+    async with peer(response, close=b"HTTP/1.0" in response) as (_, url):
+        clock = Clock()
+        assert await fetch(url, clock) == b'["\xc3\xa9"]'
+        assert clock.getDelayedCalls() == []
+
+
+async def test_headers_go_along() -> None:
+    """The request asks for JSON and carries the headers given."""
+    async with peer(answer(b"[]")) as (peers, url):
+        await fetch(url, headers=(("Authorization", "Bearer t"),))
+        request = await peers.requested
+        assert b"GET /list HTTP/1.1\r\n" in request
+        assert b"\r\nAccept: application/json\r\n" in request
+        assert b"\r\nAuthorization: Bearer t\r\n" in request
+
+
+@pytest.mark.parametrize("status", [b"204 No", b"301 Moved", b"307 Moved", b"401 No", b"503 No"])
+async def test_every_status_but_200_fails(status: bytes) -> None:
+    """No redirect is followed, and the rest of the answer is not waited for."""
+    head = b"HTTP/1.1 " + status + b"\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n"
+    async with peer(head) as (_, url):
+        error = await failure(url)
+        assert (error.reason, str(error)) == ("status", f"status {status[:3].decode()}")
+
+
+async def test_a_refused_answer_is_cut() -> None:
+    """The body of an error that never ends does not keep the connection."""
+    async with peer(b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\nhalf") as (_, url):
+        assert (await failure(url)).reason == "status"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+async def test_a_body_over_the_bound_is_cut(zipped: bool) -> None:
+    """One byte over the bound, after unzipping, ends the fetch and the connection; the bound itself passes."""
+    body = b" " * 1000
+    response = answer(gzip.compress(body), b"Content-Encoding: gzip") if zipped else answer(body)
+    async with peer(response) as (_, url):
+        assert await fetch(url, max_bytes=1000) == body
+    endless = response.replace(b"Content-Length: ", b"Content-Length: 9")
+    async with peer(endless) as (_, url):
+        assert (await failure(url, max_bytes=999)).reason == "too_large"
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+async def test_the_time_limit_covers_head_and_body(sent: bytes) -> None:
+    """Silence before the head or in the middle of the body ends the fetch and the connection."""
+    async with peer(sent) as (peers, url):
+        clock = Clock()
+        fetching = fetch(url, clock)
+        await peers.requested
+        clock.advance(9.9)
+        assert not fetching.called
+        clock.advance(0.2)
+        with pytest.raises(FetchError, match="within 10 seconds") as caught:
+            await fetching
+        assert caught.value.reason == "timeout"
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+async def test_cancelling_is_no_failure_of_the_fetch(sent: bytes) -> None:
+    """Whoever stops the fetch gets CancelledError in every phase, and the connection is closed."""
+    async with peer(sent) as (peers, url):
+        fetching = fetch(url)
+        await peers.requested
+        fetching.cancel()
+        with pytest.raises(CancelledError):
+            await fetching
+
+
+async def test_cancelling_before_the_connection_is_made() -> None:
+    """The same holds while the connection is still being made."""
+    fetching = fetch("http://127.0.0.1:9/list")
+    fetching.cancel()
+    with pytest.raises(CancelledError):
+        await fetching
+
+
+@pytest.mark.parametrize("sent", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+async def test_a_broken_answer_is_a_network_failure(sent: bytes) -> None:
+    """No answer, no HTTP and a body cut short are all the network's fault."""
+    async with peer(sent, close=b"garbage" not in sent) as (_, url):
+        assert (await failure(url)).reason == "network"
+
+
+async def test_gzip_that_is_none_is_invalid() -> None:
+    """A body that cannot be unzipped is refused, at once and not by the time limit."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
+    async with peer(head + b"4\r\nplain\r\n0\r\n\r\n") as (_, url):
+        assert (await failure(url)).reason == "invalid"
+
+
+async def test_nobody_listening_is_a_network_failure() -> None:
+    """A refused connection names neither host nor port."""
+    from twisted.internet import reactor
+
+    port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")  # type: ignore[attr-defined]
+    number = port.getHost().port
+    await port.stopListening()
+    assert (await failure(f"http://127.0.0.1:{number}/list")).reason == "network"
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/list", "http:///list"])
+async def test_an_impossible_url_is_a_network_failure(url: str) -> None:
+    """What cannot be fetched at all fails like everything else."""
+    assert (await failure(url)).reason == "network"
