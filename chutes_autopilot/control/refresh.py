@@ -1,0 +1,118 @@
+"""One refresh of the catalog or of the feed: fetched, parsed and believed, or the last known good kept."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from chutes_autopilot.control.slices import in_slices
+from chutes_autopilot.control.snapshots import SnapshotBuilder
+from chutes_autopilot.policy.catalog import parse_catalog_in_slices
+from chutes_autopilot.policy.feed_json import FeedError
+from chutes_autopilot.policy.utilization import parse_utilization_in_slices
+from chutes_autopilot.upstream.fetch import FetchError, FetchReason
+
+OUTCOMES = ("ok", *get_args(FetchReason), "empty")
+"""How a refresh can end: a closed set, for metrics. ``empty`` is an empty list that is not yet believed."""
+
+RefreshState = Literal["ready", "failed", "recovered"]
+
+
+class RefreshObserver(Protocol):
+    """Who wants to know how the refreshes go: metrics and the log."""
+
+    def refreshed(self, source: str, outcome: str, seconds: float) -> None:
+        """A refresh has ended.
+
+        :param source: ``catalog`` or ``utilization``.
+        :param outcome: one of OUTCOMES.
+        """
+
+    def state_changed(self, source: str, state: RefreshState, detail: str) -> None:
+        """A refresh ended unlike the one before it: worth a line in the log.
+
+        :param state: ``ready`` (the first ever success), ``failed`` (or failing for another reason now) or
+            ``recovered``.
+        :param detail: counts or the reason, for people; holds no secret.
+        """
+
+
+@define(eq=False)
+class _Refresh:
+    """What both refreshes share: no failure gets out, and the observer hears of each end and each change.
+
+    :param fetch: brings the source's bytes; raises FetchError.
+    """
+
+    _fetch: Callable[[], Coroutine[Deferred[Any], Any, bytes]]
+    _snapshots: SnapshotBuilder
+    _clock: IReactorTime
+    _observer: RefreshObserver
+    _last_outcome: str | None = field(default=None, init=False)
+    _ever_ok: bool = field(default=False, init=False)
+    _empty_seen: bool = field(default=False, init=False)
+
+    source: ClassVar[str]
+
+    async def refresh(self) -> None:
+        """Fetch once and take what came, or keep what there is. Only cancellation gets out."""
+        started = self._clock.seconds()
+        try:
+            outcome, detail = "ok", await self._take(await self._fetch())
+        except (FetchError, FeedError) as error:
+            outcome, detail = error.reason, f"{error.reason}: {error}"
+        self._observer.refreshed(self.source, outcome, max(0.0, self._clock.seconds() - started))
+        if outcome != self._last_outcome:
+            self._last_outcome = outcome
+            self._observer.state_changed(self.source, self._state(outcome), detail)
+        self._ever_ok = self._ever_ok or outcome == "ok"
+
+    def _state(self, outcome: str) -> RefreshState:
+        if outcome != "ok":
+            return "failed"
+        return "recovered" if self._ever_ok else "ready"
+
+    def _believe(self, count: int, last_count: int) -> None:
+        """Raise FeedError for the first empty list where there was one that was not; a second one is believed."""
+        doubtful = count == 0 and last_count > 0 and not self._empty_seen
+        self._empty_seen = count == 0
+        if doubtful:
+            raise FeedError(f"an empty list after one of {last_count}, not believed until it comes again", "empty")
+
+    @abstractmethod
+    async def _take(self, body: bytes) -> str:
+        """Parse the body and make it the current state; what it held, for people. Raises FeedError."""
+
+
+@define(eq=False)
+class CatalogRefresh(_Refresh):
+    """Keeps the allowlist up to date."""
+
+    source: ClassVar[str] = "catalog"
+
+    async def _take(self, body: bytes) -> str:
+        fetched_at = self._clock.seconds()
+        catalog = await in_slices(self._clock, parse_catalog_in_slices(body))
+        last = self._snapshots.current.catalog
+        self._believe(len(catalog.entries), len(last.entries) if last else 0)
+        await self._snapshots.take_catalog(catalog, fetched_at)
+        return f"{len(catalog.entries)} models, {catalog.skipped} records skipped"
+
+
+@define(eq=False)
+class UtilizationRefresh(_Refresh):
+    """Keeps the ranking up to date."""
+
+    source: ClassVar[str] = "utilization"
+
+    async def _take(self, body: bytes) -> str:
+        fetched_at = self._clock.seconds()
+        feed = await in_slices(self._clock, parse_utilization_in_slices(body))
+        del body  # up to 64 MiB, of no use while the ranking runs
+        self._believe(len(feed.rows), self._snapshots.current.feed_rows)
+        await self._snapshots.take_feed(feed, fetched_at)
+        candidates = len(self._snapshots.current.ranking)
+        return f"{len(feed.rows)} chutes, {feed.skipped} records skipped, {candidates} candidates"
