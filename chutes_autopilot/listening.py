@@ -1,0 +1,126 @@
+"""The listening sockets: checked before the start, all bound or none, closed first at the end."""
+
+import os
+import re
+import sys
+from typing import Any
+
+from OpenSSL import SSL, crypto
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorCore
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+_PORT = re.compile(r"(?:haproxy:)?(?:tcp|tcp6|ssl|tls):(?:(?:.*[^\\]:)?port=)?(-?[0-9]+)(?![^:])")
+
+
+def check_endpoint(reactor: IReactorCore, endpoint: str) -> None:
+    """Find out before the start whether an endpoint string is usable, as far as that can be known without listening.
+
+    :raises ValueError: one readable line.
+    """
+    port = _PORT.match(endpoint)
+    if port and not 0 <= int(port[1]) <= 65535:
+        raise ValueError(f"cannot use the endpoint {endpoint!r}: the port must be from 0 to 65535")
+    try:
+        serverFromString(reactor, endpoint)
+    except Exception as error:  # every kind of endpoint fails in its own way
+        raise ValueError(f"cannot use the endpoint {endpoint!r}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException | None) -> str:
+    match error:
+        case CannotListenError(socketError=OSError() as cause) | (OSError() as cause):
+            path = os.fsdecode(cause.filename2 or cause.filename or "")  # a unix socket's lock is a link, whose path comes second
+            return f"{cause.strerror or cause}" + (f": {path}" if path else "")
+        case TypeError():
+            return "an argument is missing, or there is one too many"
+        case LookupError():
+            return "no such socket was handed over to this process"
+        case crypto.Error() | SSL.Error():
+            return "the certificate or the key cannot be read"
+    return str(error) or type(error).__name__
+
+
+class ListeningService(Service):
+    """Listens on every endpoint, or ends the process with exit code 1: a service without a listener is a defect.
+
+    :param endpoints: Twisted server endpoint strings.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorCore, endpoints: tuple[str, ...], factory: IProtocolFactory) -> None:
+        self._reactor = reactor
+        self._endpoints = endpoints
+        self._factory = factory
+        self._waiting: list[Deferred[None]] = []
+        self._ports: list[IListeningPort] = []
+        self._starting = False
+        self._failed = False
+
+    def privilegedStartService(self) -> None:
+        """Bind everything while the process may still bind low ports; raises SystemExit(1) where one cannot be."""
+        super().privilegedStartService()
+        self._starting, self._failed = True, False
+        for endpoint in self._endpoints:
+            waiting = maybeDeferred(self._listen, endpoint)
+            self._waiting.append(
+                waiting.addCallbacks(self._bound, self._not_bound, (endpoint,), errbackArgs=(endpoint,))
+            )
+        self._starting = False
+        if self._failed:
+            self._close().addErrback(self._close_failed)
+            raise SystemExit(1)
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop accepting; fires when every port is closed."""
+        super().stopService()
+        return self._close()
+
+    def _listen(self, endpoint: str) -> Deferred[IListeningPort]:
+        listening: Deferred[IListeningPort] = serverFromString(self._reactor, endpoint).listen(self._factory)
+        return listening
+
+    def _bound(self, port: IListeningPort, endpoint: str) -> None:
+        self._ports.append(port)
+        self._log.info("listening on {url}", url=_url(port.getHost(), endpoint))
+
+    def _not_bound(self, failure: Failure, endpoint: str) -> None:
+        if failure.check(CancelledError):
+            return
+        reason = _reason(failure.value)
+        # twistd has sent sys.stderr into the log by now
+        print(f"chutes-autopilot: cannot listen on {endpoint!r}: {reason}", file=sys.__stderr__, flush=True)
+        self._log.error("cannot listen on {endpoint}: {reason}", endpoint=endpoint, reason=reason)
+        already, self._failed = self._failed, True
+        if not (self._starting or already):
+            # A running twistd always exits with 0, and nothing that is raised in the reactor gets out of it.
+            self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+            self._reactor.callWhenRunning(self._reactor.stop)
+
+    def _close(self) -> Deferred[Any]:
+        waiting, self._waiting = self._waiting, []
+        for listening in waiting:
+            listening.cancel()
+        ports, self._ports = self._ports, []
+        return gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+
+    def _close_failed(self, failure: Failure) -> None:
+        self._log.failure("a port could not be closed", failure)
+
+
+def _url(address: IAddress, endpoint: str) -> str:
+    scheme = "https" if re.match("(haproxy:)?(ssl|tls):", endpoint) else "http"
+    match address:
+        case IPv4Address(host=host, port=port):
+            return f"{scheme}://{host}:{port}"
+        case IPv6Address(host=host, port=port):
+            return f"{scheme}://[{host}]:{port}"
+        case UNIXAddress(name=bytes(name)):
+            return f"{scheme}+unix:{os.fsdecode(name)}"
+    return f"{scheme} on {address}"

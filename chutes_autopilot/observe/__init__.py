@@ -1,0 +1,1 @@
+"""What an operator sees: metrics, log events, the record of one request."""

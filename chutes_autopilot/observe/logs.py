@@ -1,0 +1,143 @@
+"""How the log looks: an observer that writes one line for each event, as text or as JSON, and keeps addresses out."""
+
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogFilterPredicate,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    LogLevelFilterPredicate,
+    PredicateResult,
+    formatEvent,
+)
+from zope.interface import implementer
+
+RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
+LEGACY = frozenset({"system", "isError", "failure", "why", "format", "printed", "logLevel", "eventSource"})
+"""Keys that twisted.python.log adds to the events it hands on; they say nothing the other fields do not."""
+
+
+class TextStream(Protocol):
+    """What a log can be written to: standard output, or Twisted's rotating LogFile."""
+
+    def write(self, text: str, /) -> Any: ...
+    def flush(self) -> Any: ...
+
+
+def log_observer(
+    stream: TextStream, fmt: Literal["text", "json"], level: Literal["debug", "info", "warn", "error"]
+) -> ILogObserver:
+    """The whole log of the process: events of at least ``level``, as lines on ``stream``.
+
+    A line that cannot be written (a broken pipe, a full disk) is lost; the service goes on.
+    """
+    return filtered(_LineObserver(stream, _json_line if fmt == "json" else _text_line), level)
+
+
+def filtered(observer: ILogObserver, level: Literal["debug", "info", "warn", "error"]) -> ILogObserver:
+    """Put the level, and the filter that keeps peer addresses out, before any observer (syslog's, for one)."""
+    by_level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
+    return FilteringLogObserver(observer, [_Noise(), by_level])
+
+
+@implementer(ILogFilterPredicate)
+class _Noise:
+    """Stops Twisted's events that hold client addresses, or that only name an object in memory."""
+
+    def __call__(self, event: LogEvent) -> Any:
+        namespace = str(event.get("log_namespace", ""))
+        noise = (
+            # "Timing out client: {peer}" and its kin
+            (namespace.startswith("twisted.") and "peer" in event)
+            or event.get("log_format") in ("Starting factory {factory!r}", "Stopping factory {factory!r}")
+        )
+        return PredicateResult.no if noise else PredicateResult.maybe
+
+
+@implementer(ILogObserver)
+class _LineObserver:
+    """Writes what ``line`` makes of an event, and never raises to the code that logged it."""
+
+    def __init__(self, stream: TextStream, line: Callable[[LogEvent], str]) -> None:
+        self._stream = stream
+        self._line = line
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def __call__(self, event: LogEvent) -> None:
+        line = self._line(event).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            pass
+
+
+def _text_line(event: LogEvent) -> str:
+    time, level, logger, message, traceback = _parts(event)
+    package, _, rest = logger.partition(".")
+    short = rest if package == "chutes_autopilot" and rest else package
+    line = f"{time} {level:<5} [{short}] {_escaped(message)}"
+    return "\n    ".join([line, *map(_escaped, traceback.rstrip().split("\n"))]) if traceback else line
+
+
+def _json_line(event: LogEvent) -> str:
+    time, level, logger, message, traceback = _parts(event)
+    record: dict[str, Any] = {"time": time, "level": level, "logger": logger, "message": message}
+    for key, value in event.items():
+        if not key.startswith("log_") and key not in RESERVED and not (key in LEGACY and _is_legacy(event)):
+            plain = _plain(value)
+            if plain is not _NOT_PLAIN:
+                record[key] = plain
+    if traceback:
+        record["traceback"] = traceback.rstrip()
+    return json.dumps(record)
+
+
+def _parts(event: LogEvent) -> tuple[str, str, str, str, str]:
+    """Time, level, logger, message and traceback (empty where nothing failed)."""
+    time = datetime.fromtimestamp(event.get("log_time", 0.0), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    failure = event.get("log_failure")
+    level = event.get("log_level") or LogLevel.info
+    name = "error" if failure is not None else level.name
+    message = formatEvent(event)
+    traceback = ""
+    if failure is not None:
+        traceback = failure.getTraceback()
+        message = message or f"unexpected failure: {failure.type.__name__}"
+    return time, name, "twisted" if _is_legacy(event) else str(event["log_namespace"]), message, traceback
+
+
+def _is_legacy(event: LogEvent) -> bool:
+    return event.get("log_namespace") in (None, "log_legacy")
+
+
+def _escaped(text: str) -> str:
+    """Keep an event on its line, and terminals safe: control characters become ``\\n``, ``\\x1b`` and the like."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+_NOT_PLAIN = object()
+
+
+def _plain(value: object) -> object:
+    """The JSON form of a scalar, or of a list or mapping of such; ``_NOT_PLAIN`` for anything else."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            items = [_plain(item) for item in value]
+            return _NOT_PLAIN if _NOT_PLAIN in items else items
+        case dict():
+            fields = {str(key): _plain(item) for key, item in value.items()}
+            return _NOT_PLAIN if _NOT_PLAIN in fields.values() else fields
+    return _NOT_PLAIN

@@ -1,0 +1,190 @@
+"""The command line: what is asked for, what is refused, and in which words."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from twisted.logger import Logger
+from twisted.scripts.twistd import ServerOptions
+
+from chutes_autopilot import __version__
+from chutes_autopilot.tap import Options
+
+
+def parse(*arguments: str, **environ: str) -> Options:
+    options = Options(environ)
+    options.parseOptions(list(arguments))
+    return options
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, **environ: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments, **environ)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    return err
+
+
+def test_listen_addr_is_the_default_endpoint() -> None:
+    """Without --endpoint the service listens on LISTEN_ADDR."""
+    assert parse(LISTEN_ADDR="127.0.0.1:81").endpoints == ("tcp:81:interface=127.0.0.1",)
+
+
+def test_endpoints_may_be_repeated(tmp_path: Path) -> None:
+    """Each --endpoint counts, of whatever kind, and LISTEN_ADDR no longer does."""
+    pem = tmp_path / "server.pem"
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+    given = ("tcp:0", "tcp6:port=65535", f"unix:{tmp_path}/s", "haproxy:tcp:80", f"ssl:0:privateKey={pem}")
+    arguments = [f"--endpoint={endpoint}" for endpoint in given]
+    assert parse(*arguments, LISTEN_ADDR="127.0.0.1:81").endpoints == given
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("tcp:x", "invalid literal for int() with base 10: 'x'"),
+        ("tcp", "an argument is missing, or there is one too many"),
+        ("tcp:65536", "the port must be from 0 to 65535"),
+        ("tcp:-1", "the port must be from 0 to 65535"),
+        ("tcp:interface=127.0.0.1:port=70000", "the port must be from 0 to 65535"),
+        ("haproxy:tcp:70000", "the port must be from 0 to 65535"),
+        ("tcp:80:nonsense=1", "an argument is missing, or there is one too many"),
+        ("ssl:443:privateKey=/nowhere/a.pem", "No such file or directory: /nowhere/a.pem"),
+        ("ssl:443:privateKey=/dev/null", "the certificate or the key cannot be read"),
+        ("systemd:domain=INET:index=0", "no such socket was handed over to this process"),
+        ("systemd:domain=INET:name=web", "no such socket was handed over to this process"),
+        ("quic:443", "Unknown endpoint type: 'quic'"),
+        ("", "Unknown endpoint type: ''"),
+    ],
+)
+def test_bad_endpoints_are_refused_in_one_line(capsys: pytest.CaptureFixture[str], endpoint: str, reason: str) -> None:
+    """An endpoint that cannot work ends the start with its own text and the reason."""
+    line = refusal(capsys, "--endpoint", "tcp:0", "--endpoint", endpoint)
+    assert line == f"chutes-autopilot: cannot use the endpoint {endpoint!r}: {reason}\n"
+
+
+def test_all_faulty_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong settings end the start with one message that lists them all."""
+    assert refusal(capsys, MAX_REQUEST_BYTES="0", LOG_FORMAT="xml") == (
+        "chutes-autopilot: these settings are not valid:\n"
+        "  MAX_REQUEST_BYTES: must be a whole number of bytes from 1 to 1073741824, not '0'\n"
+        "  LOG_FORMAT: must be text or json, not 'xml'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--nonsense"], "option --nonsense not recognized"),
+        (["--endpoint"], "option --endpoint requires argument"),
+        (["--demo=1"], "option --demo must not have an argument"),
+        (["stop"], "unexpected argument 'stop'"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    """A wrong command line is answered by what is wrong with it, not by the whole usage."""
+    assert refusal(capsys, *arguments) == f"chutes-autopilot: {complaint} (--help lists the options)\n"
+
+
+def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+    """--env-file fills in what the environment does not say, and a blank variable says: the default."""
+    file = tmp_path / "env"
+    file.write_text("MAX_REQUEST_BYTES=5\nMAX_MODEL_LIST_ITEMS=5\nMAX_FAILOVER_ATTEMPTS=5\n")
+    settings = parse("--env-file", str(file), MAX_REQUEST_BYTES="7", MAX_FAILOVER_ATTEMPTS="").settings
+    assert (settings.max_request_bytes, settings.max_model_list_items, settings.max_failover_attempts) == (7, 5, 8)
+
+
+def test_a_missing_env_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """An --env-file that is not there ends the start in one line."""
+    assert refusal(capsys, "--env-file=/nowhere/env") == (
+        "chutes-autopilot: cannot read the file '/nowhere/env' given by --env-file: No such file or directory\n"
+    )
+
+
+def test_a_faulty_env_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The faulty lines of an --env-file are numbered."""
+    file = tmp_path / "env"
+    file.write_text("A=1\nB\n")
+    assert refusal(capsys, f"--env-file={file}") == (
+        f"chutes-autopilot: the file '{file}' given by --env-file is not valid:\n"
+        "  line 2: must be NAME=value, a # comment or blank; quotes must be closed\n"
+    )
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str, **environ: str) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments, **environ)
+    assert not ended.value.code
+    return capsys.readouterr()
+
+
+def test_check_config_prints_the_effective_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """--check-config shows what counts, secrets masked and warnings on standard error, and exits with 0."""
+    out, err = answer(
+        capsys, "--check-config", CLIENT_KEY_SECRET="hunter2-hunter2-hunter2", MAX_REQUEST_BYTES="", HTTPS_PROXY="p"
+    )
+    assert "CLIENT_KEY_SECRET=********\n" in out
+    assert "MAX_REQUEST_BYTES=1048576\n" in out
+    assert "hunter2" not in out + err
+    assert err.startswith("chutes-autopilot: warning: HTTPS_PROXY is set")
+
+
+def test_check_config_refuses_what_the_start_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    """--check-config checks endpoints too."""
+    assert "tcp:x" in refusal(capsys, "--check-config", "--endpoint=tcp:x")
+
+
+def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version tells our version, not Twisted's, also where settings are wrong."""
+    assert answer(capsys, "--version", LOG_LEVEL="x") == (f"chutes-autopilot {__version__}\n", "")
+
+
+def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help prints usage and every option on standard output."""
+    out, err = answer(capsys, "--help")
+    assert out.startswith("Usage: twistd -n chutes-autopilot [options], or chutes-autopilot [run] [options]\n")
+    options = set(re.findall(r"--[a-z-]+", out))
+    assert options == {"--endpoint", "--env-file", "--demo", "--check-config", "--version", "--help"}
+    assert err == ""
+
+
+class Twistd(ServerOptions):
+    """twistd's own options, with ours as its one command."""
+
+    def __init__(self, **environ: str) -> None:
+        super().__init__()
+        self.ours = Options(environ)
+
+    @property
+    def subCommands(self) -> Iterator[tuple[str, None, Callable[[], Options], str]]:
+        yield "chutes-autopilot", None, lambda: self.ours, ""
+
+
+def under_twistd(*arguments: str, **environ: str) -> Twistd:
+    twistd = Twistd(**environ)
+    twistd.parseOptions([*arguments, "chutes-autopilot"])
+    return twistd
+
+
+def test_twistd_leaves_no_pid_file() -> None:
+    """twistd's default pid file is switched off, and one that was asked for stays."""
+    assert under_twistd("-n")["pidfile"] == ""
+    assert under_twistd("-n", "--pidfile=/run/autopilot.pid")["pidfile"] == "/run/autopilot.pid"
+
+
+def log_one_event(twistd: Twistd) -> None:
+    Logger("chutes_autopilot.x", observer=twistd.ours.observer()).info("hello")
+
+
+@pytest.mark.parametrize("arguments", [["-n"], ["-n", "--logfile=-"]])
+def test_the_log_goes_to_standard_output(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """In the foreground the log is on standard output, in the format of the settings."""
+    monkeypatch.setattr("sys.stdout", stdout := io.StringIO())
+    log_one_event(under_twistd(*arguments, LOG_FORMAT="json"))
+    assert json.loads(stdout.getvalue())["message"] == "hello"
