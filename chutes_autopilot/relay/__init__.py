@@ -1,0 +1,1 @@
+"""One request carried out: attempts before the commit boundary, the byte pipe after it."""

@@ -1,0 +1,48 @@
+"""The one place where errors become answers, for every route of the service."""
+
+from klein import Klein
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from chutes_autopilot.errors import ApiError
+from chutes_autopilot.observe import events
+from chutes_autopilot.web.site import GatewayRequest
+
+
+def install_error_answers(app: Klein) -> None:
+    """Give ``app`` handlers for everything a route can raise; after them nothing reaches Klein's HTML."""
+
+    @app.handle_errors(ApiError)
+    def api_error(request: GatewayRequest, failure: Failure) -> None:
+        assert isinstance(failure.value, ApiError)  # noqa: S101 - what this handler is for
+        request.refuse(failure.value)
+
+    @app.handle_errors(MethodNotAllowed)
+    def method_not_allowed(request: GatewayRequest, failure: Failure) -> None:
+        allowed = ", ".join(sorted(getattr(failure.value, "valid_methods", None) or ()))
+        error = ApiError(
+            "method_not_allowed",
+            f"This path takes {allowed} only.",
+            headers=((b"Allow", allowed.encode()),),
+        )
+        request.refuse(error)
+
+    @app.handle_errors(NotFound, HTTPException)
+    def not_found(request: GatewayRequest, failure: Failure) -> None:
+        request.refuse(
+            ApiError("not_found", "There is nothing at this path; see POST /v1/chat/completions and GET /v1/models.")
+        )
+
+    @app.handle_errors(CancelledError)
+    def cancelled(request: GatewayRequest, failure: Failure) -> Failure:
+        return failure
+
+    @app.handle_errors(Exception)
+    def unexpected(request: GatewayRequest, failure: Failure) -> Deferred[None] | None:
+        events.failed_unexpectedly(failure, "answering a request")
+        if request.startedWriting:
+            request.cut()
+            return Deferred()  # never fires: Klein would end the answer cleanly
+        request.refuse(ApiError("internal_error", "The gateway failed on this request."))
+        return None
