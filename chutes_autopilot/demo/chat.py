@@ -1,0 +1,92 @@
+"""How the platform reads a chat request: what it accepts, which chute it means, and what it says when it refuses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from attrs import frozen
+
+from chutes_autopilot.demo.catalog import SimulatedModel
+
+DEFAULT_TOKENS = 48
+MAX_TOKENS = 1_000_000
+
+
+class ChatRefused(Exception):
+    """The request gets an error answer in the platform's shape, ``{"detail": ...}``."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+
+@frozen
+class ChatCall:
+    """What a chat request asks of the simulator.
+
+    :param tokens: length of the answer.
+    :param finish_reason: ``length`` when max_tokens decided the length, else ``stop``.
+    """
+
+    model: SimulatedModel
+    stream: bool
+    tokens: int
+    finish_reason: str
+
+
+class _Body(msgspec.Struct):
+    """The fields that matter here; a struct, so that the prompt is checked for syntax but never built."""
+
+    model: Any = msgspec.UNSET
+    stream: Any = False
+    stream_options: Any = msgspec.UNSET
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    n_tokens: Any = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+def read_chat(body: bytes, models: Mapping[str, SimulatedModel]) -> ChatCall:
+    """Read a request body.
+
+    The answer is ``n_tokens`` long (the simulator's own field), else DEFAULT_TOKENS, and never longer than
+    ``max_tokens`` or ``max_completion_tokens``.
+
+    :param models: every name and every chute_id of the platform.
+    :raises ChatRefused: with the platform's status and text, its known oddities included.
+    """
+    try:
+        asked = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ChatRefused(400, "Invalid request: the body is not a valid JSON object") from None
+    if asked.model is msgspec.UNSET:
+        raise ChatRefused(404, "No matching chute found!")
+    if not isinstance(asked.model, str) or asked.stream_options is None:
+        raise ChatRefused(500, "Internal Server Error")  # the platform crashes on these
+    model = _resolve(asked.model, models)
+    if not isinstance(asked.stream, bool):
+        raise ChatRefused(404, "No matching cord found!")
+    ceiling = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
+    for name, number in (("max_tokens", ceiling), ("n_tokens", asked.n_tokens)):
+        if number is not None and (type(number) is not int or not 1 <= number <= MAX_TOKENS):
+            raise ChatRefused(400, f"Invalid request: {name} must be a whole number from 1 to {MAX_TOKENS}")
+    wanted = asked.n_tokens or DEFAULT_TOKENS
+    limited = ceiling is not None and wanted >= ceiling
+    return ChatCall(model, asked.stream, ceiling if limited else wanted, "length" if limited else "stop")
+
+
+def _resolve(asked: str, models: Mapping[str, SimulatedModel]) -> SimulatedModel:
+    """The chute meant by a ``model`` value; of a list the first one known, since here all have free instances."""
+    name = asked.removesuffix(":THINKING")
+    if name in models:
+        return models[name]
+    base, colon, suffix = name.rpartition(":")
+    if colon and suffix.lower() in ("latency", "throughput"):
+        name = base
+    for token in name.split(","):
+        if token.strip() in models:
+            return models[token.strip()]
+    raise ChatRefused(404, f"model not found: {asked}")

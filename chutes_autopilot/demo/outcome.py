@@ -1,0 +1,122 @@
+"""What a fault makes of an answer, as plain values: refused, silent, empty, cut, or as it should be."""
+
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+
+from attrs import frozen
+
+from chutes_autopilot.demo.chat import ChatCall
+from chutes_autopilot.demo.completions import (
+    Completion,
+    engine_error_event,
+    stream_pieces,
+    unframed_error_tail,
+    whole_answer,
+)
+from chutes_autopilot.demo.delivery import Ending
+from chutes_autopilot.demo.faults import FaultKind
+
+CUT_AFTER = 3
+"""Pieces of a stream that arrive before it is cut or ends in an error tail."""
+GARBAGE = b"\x00\x01 simulated garbage, not HTTP \xff\r\n\r\n"
+NOT_TEE = (
+    "This chute does not have TEE enabled. "
+    "Use the /teeify endpoint to promote the chute to TEE, or remove the X-TEE-Only header."
+)
+_EDGE_429 = b"""\
+<html>
+<head><title>429 Too Many Requests</title></head>
+<body>
+<center><h1>429 Too Many Requests</h1></center>
+<hr><center>nginx</center>
+</body>
+</html>
+"""
+
+
+@frozen
+class Refusal:
+    """A complete error answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+
+
+@frozen
+class Outcome:
+    """An answer with status 200, told by its head, its body and its end."""
+
+    headers: tuple[tuple[bytes, bytes], ...]
+    pieces: Iterator[bytes]
+    ending: Ending
+
+
+def refusal_for(kind: FaultKind | None, call: ChatCall) -> Refusal | None:
+    """The error answer of a fault that has one, else None."""
+    match kind:
+        case FaultKind.NO_INSTANCES:
+            return _refusal(503, f"No instances available (yet) for chute_id='{call.model.chute_id}'")
+        case FaultKind.CAPACITY:
+            return _refusal(429, "Infrastructure is at maximum capacity, try again later")
+        case FaultKind.EDGE_LIMIT:
+            return Refusal(429, _EDGE_429, b"text/html")
+        case FaultKind.NO_INFRASTRUCTURE:
+            return _refusal(500, "No infrastructure available to serve request")
+        case FaultKind.BAD_AUTHORIZATION:
+            return _refusal(401, "Invalid token.")
+        # these two are faults of streams; without one the platform still has its status line to say it with
+        case FaultKind.ERROR_TAIL if not call.stream:
+            return _refusal(500, "Unhandled exception: simulated")
+        case FaultKind.ERROR_EVENT_FIRST if not call.stream:
+            return _refusal(503, "simulated engine failure")
+        case _:
+            return None
+
+
+def stream_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
+    """The event stream, whole or as the fault leaves it."""
+    headers = (
+        (b"Content-Type", b"text/event-stream; charset=utf-8"),
+        (b"Cache-Control", b"no-cache, no-transform"),
+        (b"X-Accel-Buffering", b"no"),
+    )
+    pieces = stream_pieces(answer)
+    start = islice(pieces, min(CUT_AFTER, answer.tokens))  # never the last piece, which has the [DONE]
+    match kind:
+        case FaultKind.CUT:
+            return Outcome(headers, start, Ending.LOSE)
+        case FaultKind.ERROR_TAIL:
+            return Outcome(headers, chain(start, (unframed_error_tail(),)), Ending.FINISH)
+        case FaultKind.ERROR_EVENT_FIRST:
+            return Outcome(headers, iter((engine_error_event(),)), Ending.FINISH)
+        case _:
+            return Outcome(headers, *_body(kind, pieces))
+
+
+def whole_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
+    """The JSON answer, whole or as the fault leaves it; but for the empty one, Content-Length promises the whole."""
+    body = whole_answer(answer)
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"Content-Type", b"application/json"),)
+    if kind is not FaultKind.EMPTY:
+        headers += ((b"Content-Length", b"%d" % len(body)),)
+    if kind is FaultKind.CUT:
+        return Outcome(headers, iter((body[: len(body) // 2],)), Ending.LOSE)
+    return Outcome(headers, *_body(kind, iter((body,))))
+
+
+def _refusal(status: int, detail: str) -> Refusal:
+    return Refusal(status, json.dumps({"detail": detail}).encode())
+
+
+def _body(kind: FaultKind | None, pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Ending]:
+    match kind:
+        case FaultKind.SILENT_HEAD | FaultKind.SILENT_BODY:
+            return iter(()), Ending.HOLD
+        case FaultKind.EMPTY:
+            return iter(()), Ending.FINISH
+        case FaultKind.CUT_BEFORE_BODY:
+            return iter(()), Ending.LOSE
+        case _:
+            return pieces, Ending.FINISH

@@ -1,0 +1,214 @@
+"""The simulated Chutes: one small server that behaves like the platform, for the demo mode, the tests, the benchmarks.
+
+========================================  ==========================================================================
+``GET /v1/models``                        the invented catalog
+``GET /chutes/utilization``               the moving feed
+``GET /chutes/``                          the listing, with page, offset and limit
+``POST /v1/chat/completions``             an answer, streaming or not, or the fault that is due
+``POST /_simulator/faults``               put up a fault: ``{"fault": "503", "model": "*", "requests": 1}``
+``GET``, ``DELETE /_simulator/faults``    the faults still due; take them all back
+``GET /_simulator/requests``              the last chat requests as they came off the wire
+========================================  ==========================================================================
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from chutes_autopilot.demo.catalog import SimulatedModel, models_answer, simulated_models
+from chutes_autopilot.demo.chat import ChatCall, ChatRefused, read_chat
+from chutes_autopilot.demo.completions import Completion
+from chutes_autopilot.demo.control import ControlRefused, add_fault, faults_answer, requests_answer
+from chutes_autopilot.demo.delivery import Delivery
+from chutes_autopilot.demo.faults import Fault, FaultBoard, FaultKind
+from chutes_autopilot.demo.feed import utilization_rows
+from chutes_autopilot.demo.listing import ListingRefused, listing_answer
+from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, refusal_for, stream_outcome, whole_outcome
+from chutes_autopilot.demo.seen import SeenRequest, SeenRequests, Tally
+from chutes_autopilot.demo.site import SimulatorRequest, SimulatorSite
+
+
+@define(eq=False)
+class SimulatedChutes:
+    """The platform's behaviour and state; it listens nowhere by itself.
+
+    :param clock: the pace of answers; its time is also the platform's.
+    :param first_token: seconds until the first token, and with it the head, of an answer.
+    :param token_gap: seconds between two tokens; with 0 an answer comes as fast as it is read.
+    :param requests: the last chat requests, oldest first.
+    """
+
+    clock: IReactorTime
+    first_token: float = 0.0
+    token_gap: float = 0.0
+    models: tuple[SimulatedModel, ...] = field(factory=simulated_models)
+    faults: FaultBoard = field(init=False)
+    requests: SeenRequests = field(factory=SeenRequests, init=False)
+    open_streams: int = field(default=0, init=False)
+    """Chat answers in flight, silent ones included."""
+    arrived: Tally = field(factory=Tally, init=False)
+    disconnected: Tally = field(factory=Tally, init=False)
+    _by_name: dict[str, SimulatedModel] = field(init=False)
+    resource: Resource = field(init=False)
+    _site: SimulatorSite = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.faults = FaultBoard(frozenset(model.name for model in self.models))
+        self._by_name = {key: model for model in self.models for key in (model.name, model.chute_id)}
+        self.resource = _Routes(
+            {
+                b"/v1/models": {b"GET": self._list_models},
+                b"/chutes/utilization": {b"GET": self._utilization},
+                b"/chutes/": {b"GET": self._listing},
+                b"/chutes": {b"GET": self._redirect_to_listing},
+                b"/v1/chat/completions": {b"POST": self._chat},
+                b"/_simulator/faults": {
+                    b"GET": self._show_faults,
+                    b"POST": self._add_fault,
+                    b"DELETE": self._clear_faults,
+                },
+                b"/_simulator/requests": {b"GET": self._show_requests},
+            }
+        )
+        self._site = SimulatorSite(self.resource, self.clock)
+
+    def site(self) -> SimulatorSite:
+        """The one factory of the simulator's connections."""
+        return self._site
+
+    def when_request(self, count: int) -> Deferred[int]:
+        """Fires once ``count`` chat requests in all have arrived."""
+        return self.arrived.when(count)
+
+    def when_disconnected(self, count: int) -> Deferred[int]:
+        """Fires once ``count`` clients in all have left before the end of their answer."""
+        return self.disconnected.when(count)
+
+    def _list_models(self, request: SimulatorRequest) -> None:
+        request.answer_json(200, models_answer(self.models, self.clock.seconds()))
+
+    def _utilization(self, request: SimulatorRequest) -> None:
+        request.answer_json(200, utilization_rows(self.models, self.clock.seconds()))
+
+    def _listing(self, request: SimulatorRequest) -> None:
+        query = {name.decode("latin-1"): values[-1].decode("latin-1") for name, values in request.args.items()}
+        try:
+            request.answer_json(200, listing_answer(self.models, query))
+        except ListingRefused as refused:
+            request.refuse(refused.status, refused.detail)
+
+    def _redirect_to_listing(self, request: SimulatorRequest) -> None:
+        request.setHeader(b"Location", request.uri.replace(b"/chutes", b"/chutes/", 1))
+        request.answer(307, b"", b"text/plain")
+
+    def _show_faults(self, request: SimulatorRequest) -> None:
+        request.answer_json(200, faults_answer(self.faults))
+
+    def _add_fault(self, request: SimulatorRequest) -> None:
+        try:
+            request.answer_json(201, add_fault(self.faults, request.body()))
+        except ControlRefused as refused:
+            request.refuse(400, str(refused))
+
+    def _clear_faults(self, request: SimulatorRequest) -> None:
+        self.faults.clear()
+        request.setResponseCode(204)
+        request.finish()
+
+    def _show_requests(self, request: SimulatorRequest) -> None:
+        # with prompts and keys, as they came: memory only, loopback only
+        counts = {
+            "arrived": self.arrived.count,
+            "disconnected": self.disconnected.count,
+            "open_streams": self.open_streams,
+        }
+        request.answer_json(200, requests_answer(self.requests, counts))
+
+    def _chat(self, request: SimulatorRequest) -> None:
+        body = request.body()
+        seen = SeenRequest(request.method, request.uri, tuple(request.received_headers), body)
+        self.requests.keep(seen)
+        try:
+            call = read_chat(body, self._by_name)
+        except ChatRefused as refused:
+            request.refuse(refused.status, refused.detail)
+        else:
+            tee_only = (request.getHeader(b"X-TEE-Only") or b"").lower() == b"true"
+            if tee_only and not call.model.confidential:
+                request.refuse(426, NOT_TEE)
+            else:
+                self._answer(request, call, self.faults.take(call.model.name), len(body) // 4 + 1)
+        # last, so that whoever waits for it finds the request in its place
+        self.arrived.add()
+
+    def _answer(self, request: SimulatorRequest, call: ChatCall, fault: Fault | None, prompt_tokens: int) -> None:
+        kind = fault.kind if fault else None
+        if refusal := refusal_for(kind, call):
+            request.answer(refusal.status, refusal.body, refusal.content_type)
+        elif kind is FaultKind.RESET:
+            request.reset_connection()
+        elif kind is FaultKind.GARBAGE:
+            request.close_after(GARBAGE)
+        else:
+            gap = fault.gap if fault and kind is FaultKind.SLOW else self.token_gap
+            self._deliver(request, call, kind, gap, prompt_tokens)
+
+    def _deliver(
+        self, request: SimulatorRequest, call: ChatCall, kind: FaultKind | None, gap: float, prompt_tokens: int
+    ) -> None:
+        invocation = str(uuid4())
+        answer = Completion(
+            f"chatcmpl-{invocation}",
+            call.model.name,
+            int(self.clock.seconds()),
+            call.tokens,
+            prompt_tokens,
+            call.finish_reason,
+        )
+        outcome = stream_outcome(kind, answer) if call.stream else whole_outcome(kind, answer)
+        for name, value in outcome.headers:
+            request.setHeader(name, value)
+        request.setHeader(b"X-Chutes-InvocationID", invocation.encode())
+        request.setHeader(b"X-Chutes-RL-User", b"60")
+        head_delay: float | None = self.first_token
+        if kind is FaultKind.SILENT_HEAD:
+            head_delay = None
+        elif not call.stream:
+            # the platform sends nothing, not even the head, before the last token is there
+            head_delay = self.first_token + gap * (answer.tokens - 1)
+        self.open_streams += 1
+        Delivery(request, self.clock, outcome.pieces, head_delay, gap, outcome.ending, self._ended).start()
+
+    def _ended(self, client_left: bool) -> None:
+        self.open_streams -= 1
+        if client_left:
+            self.disconnected.add()
+
+
+class _Routes(Resource):
+    """Exact paths only, with the platform's own 404 and 405; Klein would redirect and answer in HTML."""
+
+    isLeaf = True
+
+    def __init__(self, routes: Mapping[bytes, Mapping[bytes, Callable[[SimulatorRequest], None]]]) -> None:
+        super().__init__()
+        self._routes = routes
+
+    def render(self, request: Any) -> int:
+        methods = self._routes.get(request.path)
+        if request.too_large:
+            request.refuse(413, "Request body too large")
+        elif methods is None:
+            request.refuse(404, "Not Found")
+        elif request.method not in methods:
+            request.setHeader(b"Allow", b", ".join(methods))
+            request.refuse(405, "Method Not Allowed")
+        else:
+            methods[request.method](request)
+        return NOT_DONE_YET
