@@ -15,6 +15,7 @@ TEST = [
     "openai>=2,<4",
     "trustme>=1.2,<2",
     "PyYAML>=6,<7",
+    "setuptools>=77",
 ]
 
 setup(

@@ -35,7 +35,8 @@ def check_endpoint(reactor: IReactorCore, endpoint: str) -> None:
 def _reason(error: BaseException | None) -> str:
     match error:
         case CannotListenError(socketError=OSError() as cause) | (OSError() as cause):
-            path = os.fsdecode(cause.filename2 or cause.filename or "")  # a unix socket's lock is a link, whose path comes second
+            # A unix socket's lock is a symbolic link, whose own path comes second.
+            path = os.fsdecode(cause.filename2 or cause.filename or "")
             return f"{cause.strerror or cause}" + (f": {path}" if path else "")
         case TypeError():
             return "an argument is missing, or there is one too many"

@@ -4,11 +4,11 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import attrs
-from cryptography.x509 import load_pem_x509_certificates
 
 from chutes_autopilot.policy.client_address import parse_cidrs
 
@@ -477,8 +477,9 @@ def _content(read_file: Callable[[str], str], path: str) -> str:
 
 def _check_certificates(text: str) -> None:
     try:
-        load_pem_x509_certificates(text.encode("utf-8", "surrogateescape"))
-    except ValueError as error:
+        # OpenSSL's own judgement: stricter readers refuse authorities that are in use
+        SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (SSLError, ValueError) as error:
         raise ValueError("must be a PEM file of certificates, each of them readable") from error
 
 

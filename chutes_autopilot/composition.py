@@ -1,0 +1,207 @@
+"""The composition root: settings become objects, objects become one service. Only here the whole settings are known."""
+
+import secrets
+from collections.abc import Callable
+from random import random
+from typing import Any
+
+import attrs
+from treq.client import HTTPClient
+from twisted.application.service import MultiService, Service
+from twisted.internet._sslverify import IOpenSSLTrustRoot
+from twisted.internet.defer import Deferred
+from twisted.internet.ssl import platformTrust
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from zope.interface import implementer
+
+from chutes_autopilot.control.periodic import PeriodicRefresh
+from chutes_autopilot.control.refresh import CatalogRefresh, UtilizationRefresh
+from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder, readiness
+from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
+from chutes_autopilot.demo.simulator import SimulatedChutes
+from chutes_autopilot.listening import ListeningService
+from chutes_autopilot.observe import events
+from chutes_autopilot.observe.metrics import Metrics
+from chutes_autopilot.policy.failover import Timeouts
+from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.relay.exchange import Limits
+from chutes_autopilot.settings import Settings
+from chutes_autopilot.storage.memory import MemoryStickyStore
+from chutes_autopilot.upstream.chat import ChatAttempt
+from chutes_autopilot.upstream.fetch import fetch_json_bytes
+from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url, endpoints_for
+from chutes_autopilot.web.chat import ChatRoute, RoutingRules
+from chutes_autopilot.web.models import ModelsRoute
+from chutes_autopilot.web.operations import OperationsRoute
+from chutes_autopilot.web.root import build_root
+from chutes_autopilot.web.site import GatewaySite
+
+DEMO_FIRST_TOKEN = 0.15
+DEMO_TOKEN_GAP = 0.02
+"""Seconds: the pace of the demo mode's simulated answers."""
+
+MAX_FEED_BYTES = 64 * 1024 * 1024
+"""The largest catalog or utilization answer that is read."""
+
+
+def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo: bool = False) -> MultiService:
+    """The whole service for these settings, not yet started.
+
+    :param reactor: provides TCP, TLS, name resolution and time.
+    :param endpoints: Twisted server endpoint strings to listen on.
+    :param demo: put a simulated Chutes, listening on loopback from now on, in the place of every upstream.
+    """
+    service = MultiService()
+    if demo:
+        settings, simulator = _simulated(settings, reactor)
+        simulator.setServiceParent(service)
+    trust_root = _CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
+    snapshots = SnapshotHolder()
+    metrics = _metrics(settings, reactor, snapshots)
+    pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout)
+    chat = _chat_route(settings, reactor, snapshots, metrics, pool)
+    root = build_root(chat, ModelsRoute(snapshots), OperationsRoute(_readiness(settings, reactor, snapshots), metrics))
+    site = GatewaySite(root, reactor, settings.max_request_bytes, chat.body_refused)
+
+    # MultiService stops its parts in reverse: the listening sockets close first, the connections to Chutes last.
+    _Closing(pool.close).setServiceParent(service)
+    for refresh in _refreshes(settings, reactor, snapshots, metrics, trust_root, service):
+        refresh.setServiceParent(service)
+    ListeningService(reactor, endpoints, site).setServiceParent(service)
+    return service
+
+
+def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, Service]:
+    """Settings whose every upstream is a simulated Chutes, and the service that runs it."""
+    simulator = SimulatedChutes(reactor, first_token=DEMO_FIRST_TOKEN, token_gap=DEMO_TOKEN_GAP)
+    simulated = SimulatedChutesService(simulator, listen_simulator(reactor, simulator))
+    url = simulated.base_url
+    events.simulator_started(url)
+    simulated_settings = attrs.evolve(
+        settings,
+        backend_base_url=url,
+        models_url=url + "/v1/models",
+        utilization_url=url + "/chutes/utilization",
+    )
+    return simulated_settings, simulated
+
+
+class _Closing(Service):
+    """Closes something when the service stops."""
+
+    def __init__(self, close: Callable[[], Deferred[Any]]) -> None:
+        self._close = close
+
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        return self._close()
+
+
+class _RefreshEvents:
+    """Tells metrics and log how the refreshes go."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.refreshed = metrics.refreshed
+        self.state_changed = events.control_plane_changed
+
+
+@implementer(IOpenSSLTrustRoot)
+@attrs.frozen
+class _CertificateFile:
+    """The authorities in a PEM file, read by OpenSSL itself."""
+
+    path: str
+
+    def _addCACertsToContext(self, context: Any) -> None:
+        context.load_verify_locations(self.path)
+
+
+def _metrics(settings: Settings, reactor: Any, snapshots: SnapshotHolder) -> Metrics:
+    def known() -> frozenset[str]:
+        catalog = snapshots.current.catalog
+        return catalog.ids if catalog is not None else frozenset()
+
+    def label(model: str) -> str:
+        base = base_of(model, known())
+        return base if base in known() else "other"
+
+    def milliseconds(age: float | None) -> float:
+        return -1 if age is None else round(age * 1000)
+
+    metrics = Metrics(label)
+    metrics.gauge(
+        "ready_snapshot_age_ms",
+        "Age of the utilization feed; -1: none yet.",
+        lambda: milliseconds(snapshots.current.feed_age(reactor.seconds())),
+    )
+    metrics.gauge(
+        "ready_allowlist_age_ms",
+        "Age of the catalog; -1: none yet.",
+        lambda: milliseconds(snapshots.current.catalog_age(reactor.seconds())),
+    )
+    metrics.gauge("ready_candidates", "Models the alias can choose from.", lambda: len(snapshots.current.ranking))
+    metrics.gauge("ready_allowlist_size", "Models in the catalog.", lambda: len(known()))
+    return metrics
+
+
+def _readiness(settings: Settings, reactor: Any, snapshots: SnapshotHolder) -> Callable[[], str | None]:
+    return lambda: readiness(
+        snapshots.current, reactor.seconds(), settings.readyz_max_snapshot_age, settings.readyz_max_allowlist_age
+    )
+
+
+def _chat_route(
+    settings: Settings, reactor: Any, snapshots: SnapshotHolder, metrics: Metrics, pool: ConnectionPool
+) -> ChatRoute:
+    backend = backend_from_url(settings.backend_base_url)
+    rules = RoutingRules(
+        limits=Limits(
+            max_attempts=settings.max_failover_attempts,
+            timeouts=Timeouts(
+                header=settings.upstream_header_timeout,
+                first_byte=settings.upstream_first_body_byte_timeout,
+                nonstream_header=settings.upstream_nonstream_header_timeout,
+            ),
+            request_deadline=settings.request_deadline,
+        ),
+        max_list_items=settings.max_model_list_items,
+        unknown_models=settings.unknown_models,
+        failback=settings.sticky_failback,
+        client_key_secret=settings.client_key_secret or secrets.token_bytes(32),
+        trusted_proxies=settings.trusted_proxy_cidrs if settings.trust_proxy_headers else None,
+    )
+    return ChatRoute(
+        rules,
+        snapshots,
+        MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds),
+        metrics,
+        reactor,
+        lambda request, timeout, observer: ChatAttempt(pool, backend, reactor, request, timeout, observer),
+    )
+
+
+def _refreshes(
+    settings: Settings,
+    reactor: Any,
+    snapshots: SnapshotHolder,
+    metrics: Metrics,
+    trust_root: Any,
+    service: MultiService,
+) -> tuple[PeriodicRefresh, PeriodicRefresh]:
+    connections = HTTPConnectionPool(reactor)
+    _Closing(connections.closeCachedConnections).setServiceParent(service)
+    policy = BrowserLikePolicyForHTTPS(trust_root)
+    http_client = HTTPClient(Agent(reactor, policy, settings.upstream_connect_timeout, pool=connections))
+
+    def fetch(url: str) -> Callable[[], Any]:
+        timeout = settings.control_plane_timeout
+        return lambda: fetch_json_bytes(http_client, url, clock=reactor, timeout=timeout, max_bytes=MAX_FEED_BYTES)
+
+    builder = SnapshotBuilder(snapshots, reactor)
+    told = _RefreshEvents(metrics)
+    catalog = CatalogRefresh(fetch(settings.models_url), builder, reactor, told)
+    utilization = UtilizationRefresh(fetch(settings.utilization_url), builder, reactor, told)
+    return (
+        PeriodicRefresh(catalog.refresh, settings.models_refresh, reactor, random),
+        PeriodicRefresh(utilization.refresh, settings.utilization_refresh, reactor, random),
+    )
