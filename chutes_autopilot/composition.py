@@ -24,13 +24,14 @@ from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.failover import Timeouts
 from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
 from chutes_autopilot.relay.exchange import Limits
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
 from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url, endpoints_for
-from chutes_autopilot.web.chat import ChatRoute, RoutingRules
+from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.root import build_root
@@ -59,7 +60,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     snapshots = SnapshotHolder()
     metrics = _metrics(settings, reactor, snapshots)
     pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout)
-    chat = _chat_route(settings, reactor, snapshots, metrics, pool)
+    chat = ChatRoute(_chat_relay(settings, reactor, snapshots, metrics, pool))
     root = build_root(chat, ModelsRoute(snapshots), OperationsRoute(_readiness(settings, reactor, snapshots), metrics))
     site = GatewaySite(root, reactor, settings.max_request_bytes, chat.body_refused)
 
@@ -150,9 +151,9 @@ def _readiness(settings: Settings, reactor: Any, snapshots: SnapshotHolder) -> C
     )
 
 
-def _chat_route(
+def _chat_relay(
     settings: Settings, reactor: Any, snapshots: SnapshotHolder, metrics: Metrics, pool: ConnectionPool
-) -> ChatRoute:
+) -> ChatRelay:
     backend = backend_from_url(settings.backend_base_url)
     rules = RoutingRules(
         limits=Limits(
@@ -170,7 +171,7 @@ def _chat_route(
         client_key_secret=settings.client_key_secret or secrets.token_bytes(32),
         trusted_proxies=settings.trusted_proxy_cidrs if settings.trust_proxy_headers else None,
     )
-    return ChatRoute(
+    return ChatRelay(
         rules,
         snapshots,
         MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds),

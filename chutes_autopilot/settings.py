@@ -88,6 +88,14 @@ class Settings:
     max_failover_attempts: int
     request_deadline: float
     unknown_models: Literal["refuse", "pass"]
+    client_header_timeout: float
+    client_body_timeout: float
+    client_idle_timeout: float
+    client_write_stall_timeout: float
+    stream_idle_timeout: float
+    max_connections: int
+    max_inflight_requests: int
+    shutdown_grace: float
     log_level: Literal["debug", "info", "warn", "error"]
     log_format: Literal["text", "json"]
     ssl_cert_file: str | None
@@ -401,6 +409,70 @@ SETTINGS: tuple[Setting, ...] = (
         "What happens to a model that is not in the catalog: 400, or passed on as it is.",
         "pass",
         _one_of("refuse", "pass"),
+    ),
+    Setting(
+        "CLIENT_HEADER_TIMEOUT_MS",
+        "30000",
+        "ms",
+        "Time a client has to send a whole request head.",
+        "10000",
+        _milliseconds(),
+    ),
+    Setting(
+        "CLIENT_BODY_TIMEOUT_MS",
+        "60000",
+        "ms",
+        "Time a client has to send a whole request body, from the end of the head.",
+        "120000",
+        _milliseconds(),
+    ),
+    Setting(
+        "CLIENT_IDLE_TIMEOUT_MS",
+        "75000",
+        "ms",
+        "How long a client's connection is kept open without a request.",
+        "300000",
+        _milliseconds(),
+    ),
+    Setting(
+        "CLIENT_WRITE_STALL_TIMEOUT_MS",
+        "60000",
+        "ms",
+        "How long a client may take none of an answer that waits for it before its connection is reset.",
+        "30000",
+        _milliseconds(),
+    ),
+    Setting(
+        "STREAM_IDLE_TIMEOUT_MS",
+        "60000",
+        "ms",
+        "Longest pause between two data events of a stream, comments not counted, before it is cut.",
+        "300000",
+        _milliseconds(),
+    ),
+    Setting(
+        "MAX_CONNECTIONS",
+        "10000",
+        "connections",
+        "Most client connections at once; never more than 80% of the file descriptors the process may have.",
+        "500",
+        _integer("connections", 1_000_000),
+    ),
+    Setting(
+        "MAX_INFLIGHT_REQUESTS",
+        "2000",
+        "requests",
+        "Most chat requests at once; further ones get 503 overloaded with Retry-After: 1.",
+        "200",
+        _integer("requests", 1_000_000),
+    ),
+    Setting(
+        "SHUTDOWN_GRACE_MS",
+        "30000",
+        "ms",
+        "Time streams in flight have to end after SIGTERM.",
+        "120000",
+        _milliseconds(),
     ),
     Setting(
         "LOG_LEVEL",
