@@ -19,6 +19,9 @@ from chutes_autopilot.control.refresh import CatalogRefresh, UtilizationRefresh
 from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder, readiness
 from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
 from chutes_autopilot.demo.simulator import SimulatedChutes
+from chutes_autopilot.descriptors import connection_limit
+from chutes_autopilot.drain import DrainingService
+from chutes_autopilot.edge.front import FrontSite
 from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
@@ -26,16 +29,19 @@ from chutes_autopilot.policy.failover import Timeouts
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
 from chutes_autopilot.relay.exchange import Limits
+from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.upstream.chat import ChatAttempt
+from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
 from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url, endpoints_for
 from chutes_autopilot.web.chat import ChatRoute
+from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.root import build_root
-from chutes_autopilot.web.site import GatewaySite
+from chutes_autopilot.web.site import ClientLimits
 
 DEMO_FIRST_TOKEN = 0.15
 DEMO_TOKEN_GAP = 0.02
@@ -45,30 +51,65 @@ MAX_FEED_BYTES = 64 * 1024 * 1024
 """The largest catalog or utilization answer that is read."""
 
 
-def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo: bool = False) -> MultiService:
+class GatewayService(DrainingService):
+    """The running whole.
+
+    :ivar apply: puts new settings into force for every request from now on; it heeds what can change while the
+        service runs, reload.NEEDS_RESTART names the rest.
+    """
+
+    apply: Callable[[Settings], None]
+
+
+@attrs.define(eq=False)
+class _InForce:
+    """The settings as they are now, for what reads them each time anew."""
+
+    settings: Settings
+
+
+def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo: bool = False) -> GatewayService:
     """The whole service for these settings, not yet started.
 
     :param reactor: provides TCP, TLS, name resolution and time.
     :param endpoints: Twisted server endpoint strings to listen on.
     :param demo: put a simulated Chutes, listening on loopback from now on, in the place of every upstream.
     """
-    service = MultiService()
+    connections = ClientConnections(connection_limit(settings.max_connections))
+    service = GatewayService(connections, settings.shutdown_grace, reactor)
     if demo:
         settings, simulator = _simulated(settings, reactor)
         simulator.setServiceParent(service)
     trust_root = _CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
+    in_force = _InForce(settings)
     snapshots = SnapshotHolder()
-    metrics = _metrics(settings, reactor, snapshots)
+    metrics = _metrics(reactor, snapshots, connections)
     pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout)
-    chat = ChatRoute(_chat_relay(settings, reactor, snapshots, metrics, pool))
-    root = build_root(chat, ModelsRoute(snapshots), OperationsRoute(_readiness(settings, reactor, snapshots), metrics))
-    site = GatewaySite(root, reactor, settings.max_request_bytes, chat.body_refused)
+    sticky = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
+    deadlines = Deadlines(reactor)
+    relay = _chat_relay(settings, reactor, snapshots, metrics, pool, sticky, deadlines)
+    chat = ChatRoute(relay)
+    operations = OperationsRoute(_readiness(in_force, reactor, snapshots, connections), metrics)
+    root = build_root(chat, ModelsRoute(snapshots), operations)
+    site = FrontSite(relay, root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
 
-    # MultiService stops its parts in reverse: the listening sockets close first, the connections to Chutes last.
+    def apply(new: Settings) -> None:
+        in_force.settings = new
+        connections.limit = connection_limit(new.max_connections)
+        service.grace = new.shutdown_grace
+        site.limits = _client_limits(new)
+        relay.rules = _routing_rules(new, relay.rules.client_key_secret)
+        sticky.ttl, sticky.max_entries = new.sticky_ttl, new.sticky_max_entries
+        pool.connect_timeout = new.upstream_connect_timeout
+
+    service.apply = apply
+
+    _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
-    for refresh in _refreshes(settings, reactor, snapshots, metrics, trust_root, service):
+    for refresh in _refreshes(in_force, reactor, snapshots, metrics, trust_root, service):
         refresh.setServiceParent(service)
-    ListeningService(reactor, endpoints, site).setServiceParent(service)
+    service.listening = ListeningService(reactor, endpoints, site, connections)
+    service.listening.setServiceParent(service)
     return service
 
 
@@ -90,10 +131,10 @@ def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, Service]:
 class _Closing(Service):
     """Closes something when the service stops."""
 
-    def __init__(self, close: Callable[[], Deferred[Any]]) -> None:
+    def __init__(self, close: Callable[[], Deferred[Any] | None]) -> None:
         self._close = close
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[Any] | None:
         super().stopService()
         return self._close()
 
@@ -117,7 +158,7 @@ class _CertificateFile:
         context.load_verify_locations(self.path)
 
 
-def _metrics(settings: Settings, reactor: Any, snapshots: SnapshotHolder) -> Metrics:
+def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnections) -> Metrics:
     def known() -> frozenset[str]:
         catalog = snapshots.current.catalog
         return catalog.ids if catalog is not None else frozenset()
@@ -141,21 +182,36 @@ def _metrics(settings: Settings, reactor: Any, snapshots: SnapshotHolder) -> Met
         lambda: milliseconds(snapshots.current.catalog_age(reactor.seconds())),
     )
     metrics.gauge("ready_candidates", "Models the alias can choose from.", lambda: len(snapshots.current.ranking))
+    metrics.gauge("client_connections", "Open client connections.", lambda: len(connections))
     metrics.gauge("ready_allowlist_size", "Models in the catalog.", lambda: len(known()))
     return metrics
 
 
-def _readiness(settings: Settings, reactor: Any, snapshots: SnapshotHolder) -> Callable[[], str | None]:
-    return lambda: readiness(
-        snapshots.current, reactor.seconds(), settings.readyz_max_snapshot_age, settings.readyz_max_allowlist_age
+def _readiness(
+    in_force: _InForce, reactor: Any, snapshots: SnapshotHolder, connections: ClientConnections
+) -> Callable[[], str | None]:
+    def reason() -> str | None:
+        if connections.draining:
+            return "draining"
+        settings = in_force.settings
+        return readiness(
+            snapshots.current, reactor.seconds(), settings.readyz_max_snapshot_age, settings.readyz_max_allowlist_age
+        )
+
+    return reason
+
+
+def _client_limits(settings: Settings) -> ClientLimits:
+    return ClientLimits(
+        max_request_bytes=settings.max_request_bytes,
+        header_timeout=settings.client_header_timeout,
+        body_timeout=settings.client_body_timeout,
+        idle_timeout=settings.client_idle_timeout,
     )
 
 
-def _chat_relay(
-    settings: Settings, reactor: Any, snapshots: SnapshotHolder, metrics: Metrics, pool: ConnectionPool
-) -> ChatRelay:
-    backend = backend_from_url(settings.backend_base_url)
-    rules = RoutingRules(
+def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules:
+    return RoutingRules(
         limits=Limits(
             max_attempts=settings.max_failover_attempts,
             timeouts=Timeouts(
@@ -164,45 +220,66 @@ def _chat_relay(
                 nonstream_header=settings.upstream_nonstream_header_timeout,
             ),
             request_deadline=settings.request_deadline,
+            patience=Patience(settings.stream_idle_timeout, settings.client_write_stall_timeout),
         ),
+        max_inflight=settings.max_inflight_requests,
         max_list_items=settings.max_model_list_items,
         unknown_models=settings.unknown_models,
         failback=settings.sticky_failback,
-        client_key_secret=settings.client_key_secret or secrets.token_bytes(32),
+        client_key_secret=client_key_secret,
         trusted_proxies=settings.trusted_proxy_cidrs if settings.trust_proxy_headers else None,
     )
+
+
+def _chat_relay(
+    settings: Settings,
+    reactor: Any,
+    snapshots: SnapshotHolder,
+    metrics: Metrics,
+    pool: ConnectionPool,
+    sticky: MemoryStickyStore,
+    deadlines: Deadlines,
+) -> ChatRelay:
+    backend = backend_from_url(settings.backend_base_url)
     return ChatRelay(
-        rules,
+        _routing_rules(settings, settings.client_key_secret or secrets.token_bytes(32)),
         snapshots,
-        MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds),
+        sticky,
         metrics,
         reactor,
-        lambda request, timeout, observer: ChatAttempt(pool, backend, reactor, request, timeout, observer),
+        deadlines,
+        lambda request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer),
     )
 
 
 def _refreshes(
-    settings: Settings,
+    in_force: _InForce,
     reactor: Any,
     snapshots: SnapshotHolder,
     metrics: Metrics,
     trust_root: Any,
     service: MultiService,
 ) -> tuple[PeriodicRefresh, PeriodicRefresh]:
+    settings = in_force.settings
     connections = HTTPConnectionPool(reactor)
     _Closing(connections.closeCachedConnections).setServiceParent(service)
     policy = BrowserLikePolicyForHTTPS(trust_root)
     http_client = HTTPClient(Agent(reactor, policy, settings.upstream_connect_timeout, pool=connections))
 
     def fetch(url: str) -> Callable[[], Any]:
-        timeout = settings.control_plane_timeout
-        return lambda: fetch_json_bytes(http_client, url, clock=reactor, timeout=timeout, max_bytes=MAX_FEED_BYTES)
+        return lambda: fetch_json_bytes(
+            http_client,
+            url,
+            clock=reactor,
+            timeout=in_force.settings.control_plane_timeout,
+            max_bytes=MAX_FEED_BYTES,
+        )
 
     builder = SnapshotBuilder(snapshots, reactor)
     told = _RefreshEvents(metrics)
     catalog = CatalogRefresh(fetch(settings.models_url), builder, reactor, told)
     utilization = UtilizationRefresh(fetch(settings.utilization_url), builder, reactor, told)
     return (
-        PeriodicRefresh(catalog.refresh, settings.models_refresh, reactor, random),
+        PeriodicRefresh(catalog.refresh_until_known, settings.models_refresh, reactor, random),
         PeriodicRefresh(utilization.refresh, settings.utilization_refresh, reactor, random),
     )

@@ -62,10 +62,16 @@ class IDownstream(Interface):
         """Write the head; ``producer`` is an IPushProducer that is paused while the client reads too slowly."""
 
     def write(data: bytes) -> None:
-        """Write body bytes."""
+        """Write body bytes; none at all: let the head go out before the body has begun."""
 
     def finish() -> None:
         """The answer is complete."""
 
     def abort() -> None:
         """End the answer so that the client sees it was cut."""
+
+    def unsent() -> int:
+        """How many bytes of what was written the client's connection has yet to take; falls while it takes some."""
+
+    def reset() -> None:
+        """Close the client's connection at once, whatever it has yet to take."""

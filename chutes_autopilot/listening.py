@@ -12,8 +12,14 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults, mayb
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorCore
+from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from chutes_autopilot.web.connections import ClientConnections
+
+FULL_LOG_SECONDS = 60.0
+"""How often, at most, the log says that no further connection is taken."""
 
 _PORT = re.compile(r"(?:haproxy:)?(?:tcp|tcp6|ssl|tls):(?:(?:.*[^\\]:)?port=)?(-?[0-9]+)(?![^:])")
 
@@ -50,15 +56,29 @@ def _reason(error: BaseException | None) -> str:
 class ListeningService(Service):
     """Listens on every endpoint, or ends the process with exit code 1: a service without a listener is a defect.
 
+    While `connections` are full the sockets stop accepting: further clients wait in the kernel's backlog, as long as
+    it has room, and are served in turn; nobody who is connected notices. That holds for every endpoint of Twisted's
+    own; what a plugin listens on may do as it likes.
+
     :param endpoints: Twisted server endpoint strings.
+    :param connections: where the factory's protocols say that they are open and closed.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorCore, endpoints: tuple[str, ...], factory: IProtocolFactory) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        endpoints: tuple[str, ...],
+        factory: IProtocolFactory,
+        connections: ClientConnections,
+    ) -> None:
         self._reactor = reactor
         self._endpoints = endpoints
         self._factory = factory
+        self._connections = connections
+        connections.full_changed = self._full_changed
+        self._full_logged: float | None = None
         self._waiting: list[Deferred[None]] = []
         self._ports: list[IListeningPort] = []
         self._starting = False
@@ -79,8 +99,15 @@ class ListeningService(Service):
             raise SystemExit(1)
 
     def stopService(self) -> Deferred[Any]:
-        """Stop accepting; fires when every port is closed."""
+        """Stop accepting; fires when every port is closed.
+
+        Whoever had connected by now is still taken: closing resets what waits in the backlog.
+        """
         super().stopService()
+        for port in self._ports:
+            if isinstance(port, Port):
+                port.numberAccepts = sys.maxsize
+                port.doRead()
         return self._close()
 
     def _listen(self, endpoint: str) -> Deferred[IListeningPort]:
@@ -89,7 +116,33 @@ class ListeningService(Service):
 
     def _bound(self, port: IListeningPort, endpoint: str) -> None:
         self._ports.append(port)
+        if isinstance(port, Port):
+            self._bound_accepts(port)
         self._log.info("listening on {url}", url=_url(port.getHost(), endpoint))
+
+    def _bound_accepts(self, port: Port) -> None:
+        # Twisted accepts several connections in a turn: too many may have come by the time the port can be paused.
+        accept = port.doRead
+
+        def accept_free() -> None:
+            port.numberAccepts = min(port.numberAccepts, self._connections.free)
+            accept()
+
+        port.doRead = accept_free  # type: ignore[method-assign]
+        if self._connections.full:
+            port.pauseProducing()
+
+    def _full_changed(self, full: bool) -> None:
+        now = self._reactor.seconds()
+        if full and (self._full_logged is None or now - self._full_logged >= FULL_LOG_SECONDS):
+            self._full_logged = now
+            self._log.warn("{count} clients are connected: others have to wait", count=len(self._connections))
+        for port in self._ports:
+            if isinstance(port, Port):
+                if full:
+                    port.pauseProducing()
+                else:
+                    port.resumeProducing()
 
     def _not_bound(self, failure: Failure, endpoint: str) -> None:
         if failure.check(CancelledError):

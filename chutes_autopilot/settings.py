@@ -16,6 +16,9 @@ DAY_MS = 86_400_000
 MAX_MS = 7 * DAY_MS
 MASK = "********"
 
+BACKLOG = 1024
+"""How many connections may wait to be accepted on LISTEN_ADDR."""
+
 
 class SettingsError(Exception):
     """Raised once for everything that is wrong, so that an operator mends all of it in one go.
@@ -106,7 +109,7 @@ class Settings:
         """LISTEN_ADDR as a Twisted server endpoint string, its colons escaped."""
         host, _, port = self.listen_addr.rpartition(":")
         interface = host.strip("[]").replace(":", r"\:")
-        return f"tcp:{port}:interface={interface}"
+        return f"tcp:{port}:backlog={BACKLOG}:interface={interface}"
 
 
 def _integer(unit: str, highest: int, *, off: bool = False) -> Callable[[str], int]:

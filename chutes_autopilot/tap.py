@@ -1,31 +1,33 @@
 """The start: command line and environment become checked settings, and those become the running services."""
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
 from twisted.internet import reactor
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IReactorFromThreads
-from twisted.logger import ILogObserver, LegacyLogObserverWrapper, Logger
+from twisted.logger import ILogObserver, LegacyLogObserverWrapper, Logger, LogLevel, LogLevelFilterPredicate
 from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 
 from chutes_autopilot import __version__
-from chutes_autopilot.composition import build
+from chutes_autopilot.composition import GatewayService, build
+from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.listening import check_endpoint
 from chutes_autopilot.observe.logs import filtered, log_observer
+from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
+from chutes_autopilot.signals import take_signals
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What ends the service in order."""
+GC_THRESHOLD = 50_000
+"""Objects made, less those freed, between two collections of the youngest generation."""
 
 _log = Logger()
 
@@ -50,6 +52,7 @@ class Options(usage.Options):
 
     settings: Settings
     endpoints: tuple[str, ...]
+    log_threshold: LogLevelFilterPredicate
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         super().__init__()
@@ -85,9 +88,16 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Read and check the settings and the endpoints; carry out ``--check-config``."""
         try:
-            self.settings = read_settings(self._variables(), _read_file)
+            variables = self._variables()
+        except OSError as error:
+            _refuse(f"cannot read the file {self['env-file']!r} given by --env-file: {error.strerror}")
+        except SettingsError as error:
+            _refuse("\n  ".join([f"the file {self['env-file']!r} given by --env-file is not valid:", *error.faults]))
+        try:
+            self.settings = read_settings(variables, _read_file)
         except SettingsError as error:
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
+        self.log_threshold = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(self.settings.log_level))
         self.endpoints = tuple(self._endpoints) or (self.settings.listen_endpoint,)
         for endpoint in self.endpoints:
             try:
@@ -103,15 +113,25 @@ class Options(usage.Options):
             # twistd's default would be written to the working directory, and keep a second instance from starting
             self.parent["pidfile"] = ""
 
+    def read_again(self) -> Settings:
+        """The settings as the env file has them now; the environment still wins over it.
+
+        :raises SettingsError: also where the file cannot be read.
+        """
+        try:
+            return read_settings(self._variables(), _read_file)
+        except OSError as error:
+            raise SettingsError((f"cannot read the file given by --env-file: {error.strerror}",)) from error
+
     def observer(self) -> ILogObserver:
         """The process's log in our format, going where twistd's own options send it."""
         twistd: Mapping[str, Any] = self.parent or {}
-        log = partial(log_observer, fmt=self.settings.log_format, level=self.settings.log_level)
+        log = partial(log_observer, fmt=self.settings.log_format, level=self.log_threshold)
         if twistd.get("syslog"):
             from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
 
             syslog: Any = SyslogObserver(twistd["prefix"])
-            return filtered(LegacyLogObserverWrapper(syslog.emit), self.settings.log_level)
+            return filtered(LegacyLogObserverWrapper(syslog.emit), self.log_threshold)
         logfile = twistd.get("logfile") or ("-" if twistd.get("nodaemon", True) else "twistd.log")
         return log(sys.stdout) if logfile == "-" else log(LogFile.fromFullPath(logfile))
 
@@ -119,12 +139,7 @@ class Options(usage.Options):
         path = self["env-file"]
         if path is None:
             return dict(self._environ)
-        try:
-            return {**parse_env_file(_read_file(path)), **self._environ}
-        except OSError as error:
-            _refuse(f"cannot read the file {path!r} given by --env-file: {error.strerror}")
-        except SettingsError as error:
-            _refuse("\n  ".join([f"the file {path!r} given by --env-file is not valid:", *error.faults]))
+        return {**parse_env_file(_read_file(path)), **self._environ}
 
 
 class LoggedService(MultiService):
@@ -148,37 +163,52 @@ def makeService(options: Options) -> MultiService:
     """What the twistd plugin calls: everything that runs, built from checked options."""
     for warning in options.settings.warnings:
         _log.warn("{warning}", warning=warning)
+    wanted = enough_descriptors(options.settings.max_connections, options.settings.max_inflight_requests)
+    raise_descriptor_limit(wanted)
     root = LoggedService(options.observer)
-    build(options.settings, reactor, options.endpoints, demo=bool(options["demo"])).setServiceParent(root)
-    exit_zero_on_signals()
+    gateway = build(options.settings, reactor, options.endpoints, demo=bool(options["demo"]))
+    gateway.setServiceParent(root)
+    if gateway.connections.limit < options.settings.max_connections:
+        _log.warn(
+            "at most {limit} client connections at once: MAX_CONNECTIONS={asked} needs {wanted} file descriptors",
+            limit=gateway.connections.limit,
+            asked=options.settings.max_connections,
+            wanted=wanted,
+        )
+    else:
+        _log.info("at most {limit} client connections at once", limit=gateway.connections.limit)
+    stop = partial(_stop, gateway)
+    reload = _reload(options, gateway)
+    take_signals(reactor, {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload})
+    reactor.callWhenRunning(_spare_the_collector)
     return root
 
 
-def exit_zero_on_signals() -> None:
-    """Make SIGTERM and Ctrl-C an orderly end with exit code 0, from now on: Twisted's own handlers have twistd kill
-    itself with the same signal at the very end.
-    """
-    _take_signals()
-    # As it starts, the reactor puts its own handlers in place; no signal may come before ours are back.
-    reactor.addSystemEventTrigger("before", "startup", signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
-    reactor.callWhenRunning(_take_signals)
-    reactor.callWhenRunning(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
-
-
-def _take_signals() -> None:
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
-            signal.signal(number, _stop_soon)
-
-
-def _stop_soon(number: int, _frame: object) -> None:
-    cast(IReactorFromThreads, reactor).callFromThread(_stop, signal.Signals(number).name)
-
-
-def _stop(reason: str) -> None:
-    _log.info("{reason} received, stopping", reason=reason)
-    with suppress(ReactorNotRunning):  # a second signal while stopping
+def _stop(gateway: GatewayService, reason: str) -> None:
+    try:
         reactor.stop()
+    except ReactorNotRunning:
+        _log.info("{reason} received again, waiting for nothing more", reason=reason)
+        gateway.hurry()
+    else:
+        _log.info("{reason} received, stopping", reason=reason)
+
+
+def _reload(options: Options, gateway: GatewayService) -> Reload:
+    def apply(settings: Settings) -> None:
+        options.log_threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
+        gateway.apply(settings)
+
+    return Reload(options.settings, options.read_again if options["env-file"] is not None else None, apply)
+
+
+def _spare_the_collector() -> None:
+    """Modules, routes and settings live as long as the process: the garbage collector need not look at them again
+    and again. What a request leaves behind is freed by its reference counts; cycles are few and can wait.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
 
 def _read_file(path: str) -> str:

@@ -31,7 +31,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, **environ: str)
 
 def test_listen_addr_is_the_default_endpoint() -> None:
     """Without --endpoint the service listens on LISTEN_ADDR."""
-    assert parse(LISTEN_ADDR="127.0.0.1:81").endpoints == ("tcp:81:interface=127.0.0.1",)
+    assert parse(LISTEN_ADDR="127.0.0.1:81").endpoints == ("tcp:81:backlog=1024:interface=127.0.0.1",)
 
 
 def test_endpoints_may_be_repeated(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ FLOORS = [  # lowest first; the longest matching prefix wins
     {"settings", "policy"},
     {"observe", "storage", "upstream"},
     {"relay", "control"},
-    {"web"},
-    {"tap", "composition", "listening", "demo", "cli"},
+    {"web", "edge"},
+    {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals", "demo", "cli"},
 ]
 PURE = ("errors", "wire", "settings", "policy")
 

@@ -17,6 +17,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import formatEvent, globalLogPublisher
 
 from chutes_autopilot.listening import ListeningService
+from chutes_autopilot.web.connections import ClientConnections
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -35,7 +36,7 @@ def log() -> Iterator[list[str]]:
 
 
 def listening_on(*endpoints: str) -> ListeningService:
-    return ListeningService(reactor, endpoints, Factory.forProtocol(Protocol))
+    return ListeningService(reactor, endpoints, Factory.forProtocol(Protocol), ClientConnections(1))
 
 
 async def is_open(endpoint: str) -> bool:
@@ -106,10 +107,11 @@ class SlowEndpoint:
     """An endpoint that takes its time to listen, as some plugins' do."""
 
     def __init__(self) -> None:
-        self.listening: Deferred[Any] = Deferred()
+        self.listening: list[Deferred[Any]] = []
 
     def listen(self, factory: object) -> Deferred[Any]:
-        return self.listening
+        self.listening.append(Deferred())
+        return self.listening[-1]
 
 
 @pytest.fixture
@@ -122,19 +124,20 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowEndpoint:
 def test_an_endpoint_that_fails_later_ends_the_process(slow: SlowEndpoint, capfd: pytest.CaptureFixture[str]) -> None:
     """A service that finds out late that it has no listener stops, and its process exits with 1."""
     memory = MemoryReactorClock()
-    ListeningService(memory, ("slow:", "slow:"), Factory()).privilegedStartService()
-    slow.listening.errback(CannotListenError("slow", 1, OSError(98, "Address already in use")))
+    ListeningService(memory, ("slow:", "slow:"), Factory(), ClientConnections(1)).privilegedStartService()
+    for listening in slow.listening:
+        listening.errback(CannotListenError("slow", 1, OSError(98, "Address already in use")))
     assert memory.triggers["after"]["shutdown"] == [(os._exit, (1,), {})]
     assert (memory.hasRun, memory.whenRunningHooks) == (False, [(memory.stop, (), {})])
-    assert capfd.readouterr().err == "chutes-autopilot: cannot listen on 'slow:': Address already in use\n"
+    assert capfd.readouterr().err == 2 * "chutes-autopilot: cannot listen on 'slow:': Address already in use\n"
 
 
 def test_a_service_that_stops_while_it_waits_for_a_port(slow: SlowEndpoint, capfd: pytest.CaptureFixture[str]) -> None:
     """A stop cancels what is not yet listening, and that is no failure."""
     memory = MemoryReactorClock()
-    service = ListeningService(memory, ("slow:",), Factory())
+    service = ListeningService(memory, ("slow:",), Factory(), ClientConnections(1))
     service.privilegedStartService()
     stopped = []
     service.stopService().addCallback(stopped.append)
-    assert (stopped, slow.listening.called, memory.triggers) == ([[]], True, {})
+    assert (stopped, slow.listening[0].called, memory.triggers) == ([[]], True, {})
     assert capfd.readouterr().err == ""

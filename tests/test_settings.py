@@ -211,10 +211,10 @@ def test_credentials_in_a_url_are_refused_and_not_shown(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "endpoint"),
     [
-        ("127.0.0.1:0", "tcp:0:interface=127.0.0.1"),
-        ("localhost:65535", "tcp:65535:interface=localhost"),
-        ("[::]:8080", r"tcp:8080:interface=\:\:"),
-        ("[fe80::1%eth0]:80", r"tcp:80:interface=fe80\:\:1%eth0"),
+        ("127.0.0.1:0", "tcp:0:backlog=1024:interface=127.0.0.1"),
+        ("localhost:65535", "tcp:65535:backlog=1024:interface=localhost"),
+        ("[::]:8080", r"tcp:8080:backlog=1024:interface=\:\:"),
+        ("[fe80::1%eth0]:80", r"tcp:80:backlog=1024:interface=fe80\:\:1%eth0"),
     ],
 )
 def test_listen_addr_becomes_an_endpoint(text: str, endpoint: str) -> None:

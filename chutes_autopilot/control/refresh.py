@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from chutes_autopilot.control.slices import in_slices
 from chutes_autopilot.control.snapshots import SnapshotBuilder
@@ -17,6 +18,9 @@ from chutes_autopilot.upstream.fetch import FetchError, FetchReason
 
 OUTCOMES = ("ok", *get_args(FetchReason), "empty")
 """How a refresh can end: a closed set, for metrics. ``empty`` is an empty list that is not yet believed."""
+
+RETRY_SECONDS = 5.0
+"""How soon a source is asked again that has not been known since the start."""
 
 RefreshState = Literal["ready", "failed", "recovered"]
 
@@ -69,6 +73,13 @@ class _Refresh:
             self._last_outcome = outcome
             self._observer.state_changed(self.source, self._state(outcome), detail)
         self._ever_ok = self._ever_ok or outcome == "ok"
+
+    async def refresh_until_known(self) -> None:
+        """Fetch once; as long as nothing was ever known, again every RETRY_SECONDS."""
+        await self.refresh()
+        while not self._ever_ok:
+            await deferLater(self._clock, RETRY_SECONDS)
+            await self.refresh()
 
     def _state(self, outcome: str) -> RefreshState:
         if outcome != "ok":

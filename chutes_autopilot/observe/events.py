@@ -14,25 +14,37 @@ _log = Logger(namespace="chutes_autopilot")
 
 
 def request_finished(record: RequestRecord) -> None:
-    """The one line of a chat request, when its answer has ended."""
-    attempts = [_attempt(a.model, a.failure or (str(a.status) if a.status else "open")) for a in record.attempts]
+    """The one line of a chat request, when its answer has ended.
+
+    It is the only event on the hot path, so its text is made here, once, and not by the general formatter.
+    """
+    attempts = [f"{a.model}={a.failure or a.status or 'open'}" for a in record.attempts]
+    received = record.received
+    overhead = _milliseconds(received, record.first_attempt)
+    first_byte = _milliseconds(received, record.first_byte)
+    total = _milliseconds(received, record.ended)
+    text = (
+        f"request id={record.request_id} status={record.status} outcome={record.outcome} mode={record.mode} "
+        f"stream={record.stream} error={record.error or '-'} selected={record.selected or '-'} "
+        f"candidates={','.join(record.candidates)} attempts={','.join(attempts)} first_byte_ms={first_byte} "
+        f"total_ms={total} overhead_ms={overhead} bytes_in={record.bytes_in} bytes_out={record.bytes_out}"
+    )
     _log.info(
-        "request id={request_id} status={status} outcome={outcome} mode={mode} stream={stream} error={error} "
-        "selected={selected} candidates={candidates} attempts={attempts} first_byte_ms={first_byte_ms} "
-        "total_ms={total_ms} overhead_ms={overhead_ms} bytes_in={bytes_in} bytes_out={bytes_out}",
+        "{log_text}",
+        log_text=text,
         event="request",
         request_id=record.request_id,
         status=record.status,
         outcome=record.outcome,
         mode=record.mode,
         stream=record.stream,
-        error=record.error or "-",
-        selected=record.selected or "-",
-        candidates=list(record.candidates),
+        error=record.error,
+        selected=record.selected,
+        candidates=record.candidates,
         attempts=attempts,
-        first_byte_ms=_milliseconds(record.received, record.first_byte),
-        total_ms=_milliseconds(record.received, record.ended),
-        overhead_ms=_milliseconds(record.received, record.first_attempt),
+        first_byte_ms=first_byte,
+        total_ms=total,
+        overhead_ms=overhead,
         bytes_in=record.bytes_in,
         bytes_out=record.bytes_out,
     )
@@ -70,10 +82,6 @@ def failed_unexpectedly(failure: Failure, what: str) -> None:
         what=what,
         where=[f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames],
     )
-
-
-def _attempt(model: str, result: str) -> str:
-    return f"{model}={result}"
 
 
 def _milliseconds(start: float, end: float | None) -> float | None:

@@ -30,9 +30,11 @@ class TextStream(Protocol):
     def flush(self) -> Any: ...
 
 
-def log_observer(
-    stream: TextStream, fmt: Literal["text", "json"], level: Literal["debug", "info", "warn", "error"]
-) -> ILogObserver:
+Threshold = Literal["debug", "info", "warn", "error"] | LogLevelFilterPredicate
+"""The least severe level; as a predicate where it may change while the process runs."""
+
+
+def log_observer(stream: TextStream, fmt: Literal["text", "json"], level: Threshold) -> ILogObserver:
     """The whole log of the process: events of at least ``level``, as lines on ``stream``.
 
     A line that cannot be written (a broken pipe, a full disk) is lost; the service goes on.
@@ -40,10 +42,11 @@ def log_observer(
     return filtered(_LineObserver(stream, _json_line if fmt == "json" else _text_line), level)
 
 
-def filtered(observer: ILogObserver, level: Literal["debug", "info", "warn", "error"]) -> ILogObserver:
+def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
     """Put the level, and the filter that keeps peer addresses out, before any observer (syslog's, for one)."""
-    by_level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
-    return FilteringLogObserver(observer, [_Noise(), by_level])
+    if isinstance(level, str):
+        level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
+    return FilteringLogObserver(observer, [_Noise(), level])
 
 
 @implementer(ILogFilterPredicate)
@@ -53,8 +56,8 @@ class _Noise:
     def __call__(self, event: LogEvent) -> Any:
         namespace = str(event.get("log_namespace", ""))
         noise = (
-            # "Timing out client: {peer}" and its kin
-            (namespace.startswith("twisted.") and "peer" in event)
+            # "Timing out client: {peer}", "EMFILE recovery: Closed socket from {address}" and their kin
+            (namespace.startswith("twisted.") and ("peer" in event or "address" in event))
             or event.get("log_format") in ("Starting factory {factory!r}", "Stopping factory {factory!r}")
         )
         return PredicateResult.no if noise else PredicateResult.maybe
@@ -70,9 +73,11 @@ class _LineObserver:
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def __call__(self, event: LogEvent) -> None:
-        line = self._line(event).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        line = self._line(event) + "\n"
+        if not line.isascii():
+            line = line.encode(self._encoding, "backslashreplace").decode(self._encoding)
         try:
-            self._stream.write(line + "\n")
+            self._stream.write(line)
             self._stream.flush()
         except (OSError, ValueError):  # ValueError: the stream is closed
             pass
@@ -101,11 +106,11 @@ def _json_line(event: LogEvent) -> str:
 
 def _parts(event: LogEvent) -> tuple[str, str, str, str, str]:
     """Time, level, logger, message and traceback (empty where nothing failed)."""
-    time = datetime.fromtimestamp(event.get("log_time", 0.0), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    time = datetime.fromtimestamp(event.get("log_time", 0.0), UTC).isoformat(timespec="milliseconds")[:23] + "Z"
     failure = event.get("log_failure")
     level = event.get("log_level") or LogLevel.info
     name = "error" if failure is not None else level.name
-    message = formatEvent(event)
+    message = event.get("log_text") or formatEvent(event)  # log_text: the event brought its text along
     traceback = ""
     if failure is not None:
         traceback = failure.getTraceback()

@@ -1,8 +1,23 @@
-"""The Prometheus metrics of the service; every label value comes from a closed set."""
+"""The Prometheus metrics of the service; every label value comes from a closed set.
 
-from collections.abc import Callable
+Requests are counted in plain numbers and turned into metric families when they are scraped: on the hot path
+prometheus_client's own counters, with a lock and a label look-up each, cost as much as relaying a small answer.
+"""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from chutes_autopilot.observe.record import RequestRecord
 
@@ -11,93 +26,149 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _FIRST_BYTE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _OVERHEAD_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
 _DURATION_BUCKETS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
+_REFRESH_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Metrics:
+class _Histogram:
+    """Counts by bucket; made cumulative only when read."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value; a clock set back counts as 0."""
+        value = max(0.0, value)
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...] = ()) -> None:
+        """Give the buckets and the sum to a family that is being scraped."""
+        buckets, total = [], 0
+        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            total += count
+            buckets.append((floatToGoString(bound), total))
+        family.add_metric(labels, buckets, self._sum)
+
+
+class Metrics(Collector):
     """Counts finished requests and refreshes, and reads the control plane's gauges when scraped.
 
-    :param model_label: gives the catalog name a sent model stands for, or "other".
+    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request ends.
     """
 
     def __init__(self, model_label: Callable[[str], str]) -> None:
         self._model_label = model_label
-        self._registry = registry = CollectorRegistry()
-        self.requests_active = Gauge(
-            "chutes_autopilot_requests_active", "Chat requests whose answer has not ended.", registry=registry
-        )
-        self._requests = Counter(
-            "chutes_autopilot_requests",
-            "Chat requests by the status the client got; 499: it left before the end.",
-            ["status"],
-            registry=registry,
-        )
-        self._selection = Counter(
-            "chutes_autopilot_selection",
-            "Answers relayed, by the model that gave them and their status.",
-            ["model", "status"],
-            registry=registry,
-        )
-        self._failover_reason = Counter(
-            "chutes_autopilot_failover_reason", "Attempts that failed, by reason.", ["reason"], registry=registry
-        )
-        self._cut = Counter(
-            "chutes_autopilot_streams_cut",
-            "Answers that the upstream broke off after they had begun.",
-            registry=registry,
-        )
-        self._first_byte = Histogram(
-            "chutes_autopilot_time_to_first_byte_seconds",
-            "From the complete request to the first byte of the answer's body.",
-            buckets=_FIRST_BYTE_BUCKETS,
-            registry=registry,
-        )
-        self._overhead = Histogram(
-            "chutes_autopilot_gateway_overhead_seconds",
-            "From the complete request to the start of its first attempt: what the gateway adds before the upstream.",
-            buckets=_OVERHEAD_BUCKETS,
-            registry=registry,
-        )
-        self._duration = Histogram(
-            "chutes_autopilot_request_duration_seconds",
-            "From the complete request to the end of its answer.",
-            buckets=_DURATION_BUCKETS,
-            registry=registry,
-        )
-        self._refreshes = Counter(
-            "chutes_autopilot_refresh",
-            "Refreshes of the control plane by source (catalog, utilization) and outcome.",
-            ["source", "outcome"],
-            registry=registry,
-        )
-        self._refresh_duration = Histogram(
-            "chutes_autopilot_refresh_duration_seconds", "Time of one refresh.", ["source"], registry=registry
-        )
+        self.active = 0
+        """Chat requests whose answer has not ended."""
+        self._requests: Counter[int] = Counter()
+        self._selections: Counter[tuple[str, int]] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._cut = 0
+        self._first_byte = _Histogram(_FIRST_BYTE_BUCKETS)
+        self._overhead = _Histogram(_OVERHEAD_BUCKETS)
+        self._duration = _Histogram(_DURATION_BUCKETS)
+        self._refreshes: Counter[tuple[str, str]] = Counter()
+        self._refresh_durations: dict[str, _Histogram] = {}
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge ``chutes_autopilot_<name>`` whose value is read at every scrape."""
-        Gauge(f"chutes_autopilot_{name}", help_text, registry=self._registry).set_function(read)
+        self._gauges.append((f"chutes_autopilot_{name}", help_text, read))
 
     def finished(self, record: RequestRecord) -> None:
         """Count one request whose answer has ended."""
-        self._requests.labels(f"{record.status:03d}").inc()
-        for reason in record.reasons():
-            self._failover_reason.labels(reason).inc()
+        self._requests[record.status] += 1
+        for attempt in record.attempts:
+            if attempt.failure is not None:
+                self._failures[attempt.failure] += 1
         if record.selected is not None:
-            self._selection.labels(self._model_label(record.selected), f"{record.attempts[-1].status:03d}").inc()
+            self._selections[self._model_label(record.selected), record.status_relayed] += 1
         if record.outcome == "cut":
-            self._cut.inc()
+            self._cut += 1
+        received = record.received
         if record.first_byte is not None:
-            self._first_byte.observe(max(0.0, record.first_byte - record.received))
+            self._first_byte.observe(record.first_byte - received)
         if record.first_attempt is not None:
-            self._overhead.observe(max(0.0, record.first_attempt - record.received))
+            self._overhead.observe(record.first_attempt - received)
         if record.ended is not None:
-            self._duration.observe(max(0.0, record.ended - record.received))
+            self._duration.observe(record.ended - received)
 
     def refreshed(self, source: str, outcome: str, seconds: float) -> None:
         """Count one refresh of the control plane."""
-        self._refreshes.labels(source, outcome).inc()
-        self._refresh_duration.labels(source).observe(seconds)
+        self._refreshes[source, outcome] += 1
+        self._refresh_durations.setdefault(source, _Histogram(_REFRESH_BUCKETS)).observe(seconds)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of one scrape, for prometheus_client."""
+        yield GaugeMetricFamily(
+            "chutes_autopilot_requests_active", "Chat requests whose answer has not ended.", self.active
+        )
+        yield _counter(
+            "requests",
+            "Chat requests by the status the client got; 499: it left before the end.",
+            ["status"],
+            {(f"{status:03d}",): count for status, count in self._requests.items()},
+        )
+        yield _counter(
+            "selection",
+            "Answers relayed, by the model that gave them and their status.",
+            ["model", "status"],
+            {(model, f"{status:03d}"): count for (model, status), count in self._selections.items()},
+        )
+        yield _counter(
+            "failover_reason",
+            "Attempts that failed, by reason.",
+            ["reason"],
+            {(reason,): count for reason, count in self._failures.items()},
+        )
+        yield CounterMetricFamily(
+            "chutes_autopilot_streams_cut", "Answers that the upstream broke off after they had begun.", self._cut
+        )
+        yield _histogram(
+            "time_to_first_byte_seconds",
+            "From the complete request to the first byte of the answer's body.",
+            self._first_byte,
+        )
+        yield _histogram(
+            "gateway_overhead_seconds",
+            "From the complete request to the start of its first attempt: what the gateway adds before the upstream.",
+            self._overhead,
+        )
+        yield _histogram(
+            "request_duration_seconds", "From the complete request to the end of its answer.", self._duration
+        )
+        yield _counter(
+            "refresh",
+            "Refreshes of the control plane by source (catalog, utilization) and outcome.",
+            ["source", "outcome"],
+            self._refreshes,
+        )
+        refresh_durations = HistogramMetricFamily(
+            "chutes_autopilot_refresh_duration_seconds", "Time of one refresh.", labels=["source"]
+        )
+        for source, histogram in self._refresh_durations.items():
+            histogram.add_to(refresh_durations, (source,))
+        yield refresh_durations
+        for name, help_text, read in self._gauges:
+            yield GaugeMetricFamily(name, help_text, read())
+
+
+def _counter(name: str, help_text: str, labels: list[str], counts: Mapping[Any, int]) -> Metric:
+    family = CounterMetricFamily(f"chutes_autopilot_{name}", help_text, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family
+
+
+def _histogram(name: str, help_text: str, histogram: _Histogram) -> Metric:
+    family = HistogramMetricFamily(f"chutes_autopilot_{name}", help_text, labels=())
+    histogram.add_to(family)
+    return family

@@ -44,6 +44,7 @@ class RequestRecord:
     ended: float | None = None
     bytes_out: int = 0
 
-    def reasons(self) -> list[str]:
-        """The failure reason of every attempt that failed, in order."""
-        return [attempt.failure for attempt in self.attempts if attempt.failure is not None]
+    @property
+    def status_relayed(self) -> int:
+        """The upstream's status, which the client may have left before it saw the whole answer of."""
+        return self.attempts[-1].status or 0

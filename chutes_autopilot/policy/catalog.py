@@ -8,14 +8,13 @@ import msgspec
 from attrs import field, frozen
 
 from chutes_autopilot.policy.feed_json import (
-    SLICE,
     FeedError,
     Sliced,
     chute_id,
     finish,
     model_name,
     read_record,
-    split_data,
+    records_of_data,
     standard_json,
 )
 
@@ -37,7 +36,7 @@ class Catalog:
     """What one answer of the catalog said.
 
     :param entries: in the upstream's order, ids distinct.
-    :param skipped: records left out: malformed, or repeating an id.
+    :param skipped: records left out: malformed, too large, or repeating an id.
     """
 
     entries: tuple[CatalogEntry, ...]
@@ -70,18 +69,20 @@ def parse_catalog_in_slices(body: bytes) -> Sliced[Catalog]:
 
     Raises FeedError where the body is no such object, or where it has records and none is usable.
     """
-    raws = yield from split_data(body)
     entries: dict[str, CatalogEntry] = {}
-    for number, raw in enumerate(raws):
-        if number and number % SLICE == 0:
+    count = 0
+    for raw in records_of_data(body):
+        if raw is None:
             yield
+            continue
+        count += 1
         record = read_record(raw, _RECORD)
         name = model_name(record.id) if record else None
         if record and name and name not in entries and (whole := standard_json(raw)):
             entries[name] = CatalogEntry(name, chute_id(record.chute_id), whole)
-    if raws and not entries:
-        raise FeedError(f"none of {len(raws)} records is a model")
-    return Catalog(tuple(entries.values()), skipped=len(raws) - len(entries))
+    if count and not entries:
+        raise FeedError(f"none of {count} records is a model")
+    return Catalog(tuple(entries.values()), skipped=count - len(entries))
 
 
 def parse_catalog(body: bytes) -> Catalog:

@@ -189,7 +189,7 @@ def failure_reason(event: ConnectFailed | Ended | Lost | DeadlinePassed) -> str:
 
 
 def _next(state: Failover) -> tuple[Failover, Try]:
-    state = attrs.evolve(state, attempts=state.attempts + 1)
+    state = Failover(state.candidates, state.stream, state.timeouts, state.attempts + 1)
     return state, Try(state.current, _header_timeout(state))
 
 

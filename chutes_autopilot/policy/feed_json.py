@@ -1,14 +1,15 @@
 """Chutes' lists as JSON: one bad record costs that record, never the list, and never the reactor's patience.
 
-A list is split into the bytes of its records at once (fast: some 33 ms for 45 MB) and the records are decoded one by
-one, in slices. Long computations here and in the modules above are generators that yield between slices; whoever
-drives them lets other work run at each yield, and their return value is the result.
+A body is walked once, and where a record ends is told by its brackets and quotes alone. What is between them is judged
+when the record is decoded. So no step is long, however the body was made. Long computations here and in the modules
+above are generators that yield between slices; whoever drives them lets other work run at each yield, and their return
+value is the result.
 """
 
 import json
 import math
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,18 +17,23 @@ import msgspec
 MAX_RECORDS = 100_000
 """Records one list may have; the platform has some 500."""
 
-SLICE = 1_000
-"""Records handled between two yields: about 5 ms."""
+MAX_RECORD_BYTES = 128 * 1024
+"""Size of one record: the most laborious one takes some 30 ms to decode. The platform's have a few KiB at most."""
 
-_LARGE_BODY = 4_000_000
-_MANY_COMMAS = 3_000_000
+MAX_BRACKETS = 1_000_000
+"""Brackets a body may have that are walked one by one: some 2 seconds, in slices."""
+
+SLICE = 1_000
+"""Rows handled between two yields: about 5 ms."""
+
+SLICE_BYTES = 16 * 1024
+"""Bytes walked between two yields: well under 1 ms for ordinary records."""
+
 _NAME_LIMIT = 256
 _CHUTE_ID_LIMIT = 64
 # a lone surrogate cannot be sent as UTF-8, a control character cannot stand in a header
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
-_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _ANY = msgspec.json.Decoder()
 
 T = TypeVar("T")
@@ -47,13 +53,6 @@ class FeedError(ValueError):
         self.reason = reason
 
 
-class _Envelope(msgspec.Struct):
-    data: list[msgspec.Raw]
-
-
-_ENVELOPE = msgspec.json.Decoder(_Envelope)
-
-
 def finish(work: Sliced[T]) -> T:
     """Run a sliced computation to its end in one go, for small inputs and tests."""
     while True:
@@ -64,104 +63,141 @@ def finish(work: Sliced[T]) -> T:
             return result
 
 
-def split_list(body: bytes) -> Sliced[list[msgspec.Raw]]:
-    """The records of a bare JSON list, as bytes not yet decoded. Raises FeedError."""
-    return _split(body, None)
+def records_of_list(body: bytes) -> Iterator[bytes | None]:
+    """The records of a bare JSON list, one by one, not yet decoded; None where other work should run.
 
-
-def split_data(body: bytes) -> Sliced[list[msgspec.Raw]]:
-    """The records of ``{"data": [...]}``, as bytes not yet decoded. Raises FeedError."""
-    return _split(body, "data")
-
-
-def _split(body: bytes, member: str | None) -> Sliced[list[msgspec.Raw]]:
-    # Every record of the fast way costs 73 bytes before it can be counted, so a list of
-    # millions of tiny values goes the slow way, which counts as it goes.
-    commas = body.count(b",")
-    if len(body) > _LARGE_BODY:
-        yield
-    if commas <= _MANY_COMMAS:
-        try:
-            records = _LIST.decode(body) if member is None else _ENVELOPE.decode(body).data
-        except msgspec.ValidationError as error:
-            raise FeedError(str(error)) from None
-        except RecursionError:
-            raise FeedError("JSON is nested too deeply") from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass  # perhaps only NaN, or half a surrogate pair, in one record
-        else:
-            if len(records) > MAX_RECORDS:
-                raise FeedError(f"more than {MAX_RECORDS} records")
-            return records
-    if len(body) > _LARGE_BODY:
-        yield
-    try:
-        return (yield from _split_leniently(body.decode("utf-8", "surrogateescape"), member))
-    except RecursionError:
-        raise FeedError("JSON is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise FeedError(f"JSON is malformed: {error.msg} (character {error.pos})") from None
-
-
-def _split_leniently(text: str, member: str | None) -> Sliced[list[msgspec.Raw]]:
-    """The same boundaries by the standard library, which reads what Python servers write: NaN, lone surrogates.
-
-    Undecodable bytes pass through as surrogates and come out as they were; read_record judges them.
+    A record over MAX_RECORD_BYTES comes as no bytes at all: one more that is malformed. Raises FeedError, perhaps only
+    at the end.
     """
-    if member is None:
-        records, end = yield from _elements(text, _after("[", text, 0))
-    else:
-        found, end = None, _after("{", text, 0)
+    walk = _Walk(body)
+    yield from walk.elements()
+    walk.end()
+
+
+def records_of_data(body: bytes) -> Iterator[bytes | None]:
+    """The same for the list in ``{"data": [...]}``; all other members are passed over."""
+    walk, found = _Walk(body), False
+    mark = walk.take(b"{")
+    while mark != b"}":
+        key = yield from walk.value()
+        walk.take(b":")
+        if key != b'"data"':
+            yield from walk.value()
+        elif found:
+            raise FeedError("unexpected JSON: two members 'data'")
+        else:
+            found = True
+            yield from walk.elements()
+        mark = walk.take(b",", b"}")
+    walk.end()
+    if not found:
+        raise FeedError("unexpected JSON: no member 'data'")
+
+
+def _nested(levels: int) -> bytes:
+    flat = rb'[^"\[\]{}]++|"' + _TEXT.pattern + rb'"'
+    return flat + rb"|[\[{](?:" + _nested(levels - 1) + rb")*+[\]}]" if levels else flat
+
+
+# All quantifiers are possessive: they never go back, which keeps the time proportional to the length.
+_WHITE_SPACE = re.compile(rb"[ \t\n\r]*+")
+_LITERAL = re.compile(rb'[^ \t\n\r",:\[\]{}]*+')
+_TEXT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_INSIDE = re.compile(rb"(?:" + _nested(4) + rb")*+", re.DOTALL)
+
+
+class _Walk:
+    """Goes through a body from mark to mark, no further than SLICE_BYTES in one go."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+        self._paused_at = 0
+        self._brackets_left = MAX_BRACKETS
+
+    def take(self, *marks: bytes) -> bytes:
+        """Go past the next mark, which must be one of these; which one it was."""
+        mark = self._next()
+        if mark not in marks:
+            raise FeedError(f"unexpected JSON: no {b' or '.join(marks).decode()} at byte {self._at}")
+        self._at += 1
+        return mark
+
+    def end(self) -> None:
+        """Make sure that nothing follows."""
+        if self._next():
+            raise FeedError(f"unexpected JSON: no end at byte {self._at}")
+
+    def elements(self) -> Iterator[bytes | None]:
+        """Go past a list; its elements, and None where other work should run."""
+        self.take(b"[")
+        if self._next() == b"]":
+            self.take(b"]")
+            return
+        for _ in range(MAX_RECORDS):
+            yield (yield from self.value())
+            if self.take(b",", b"]") == b"]":
+                return
+        raise FeedError(f"more than {MAX_RECORDS} records")
+
+    def value(self) -> Sliced[bytes]:
+        """Go past a value; its bytes, which need not be JSON, or none where they are too many."""
+        self._next()
+        start, depth = self._at, 0
         while True:
-            key, end = _LENIENT.raw_decode(text, _skip(text, end))
-            end = _skip(text, _after(":", text, end))
-            if key == member and text[end : end + 1] == "[":
-                found, end = yield from _elements(text, end + 1)
-            else:
-                _, end = _LENIENT.raw_decode(text, end)
-            end = _skip(text, end)
-            if text[end : end + 1] != ",":
+            if self._is_due():
+                yield
+            mark = self._mark()
+            if not mark or (not depth and mark in b"]},:"):
+                raise FeedError(f"unexpected JSON: no value at byte {self._at}")
+            if mark == b'"':
+                yield from self._string()
+            elif mark in b"[{":
+                self._at += 1
+                depth += 1
+                self._brackets_left -= 1
+                if self._brackets_left < 0:
+                    raise FeedError(f"more than {MAX_BRACKETS} brackets")
+            elif mark in b"]}":
+                self._at += 1
+                depth -= 1
+            elif not depth:
+                self._go_over(_LITERAL)
+            if not depth:
+                return self._body[start : self._at] if self._at - start <= MAX_RECORD_BYTES else b""
+            self._go_over(_INSIDE)
+
+    def _string(self) -> Sliced[None]:
+        self._at += 1
+        while True:
+            start = self._at
+            self._go_over(_TEXT)
+            if self._mark() == b'"':
                 break
-            end += 1
-        end = _after("}", text, end)
-        if found is None:
-            raise FeedError(f"Expected an object with a list {member!r}")
-        records = found
-    if _skip(text, end) != len(text):
-        raise FeedError("JSON is malformed: trailing characters")
-    return records
+            if self._at == start:
+                raise FeedError(f"unexpected JSON: no end of the string at byte {start}")
+            if self._is_due():
+                yield
+        self._at += 1
 
+    def _is_due(self) -> bool:
+        """Whether other work should run before the next step."""
+        if self._at - self._paused_at < SLICE_BYTES:
+            return False
+        self._paused_at = self._at
+        return True
 
-def _elements(text: str, start: int) -> Sliced[tuple[list[msgspec.Raw], int]]:
-    """The elements of the list whose bracket ends at ``start``, and where the list ends."""
-    records: list[msgspec.Raw] = []
-    end = _skip(text, start)
-    if text[end : end + 1] == "]":
-        return records, end + 1
-    while True:
-        start = _skip(text, end)
-        _, end = _LENIENT.raw_decode(text, start)
-        records.append(msgspec.Raw(text[start:end].encode("utf-8", "surrogateescape")))
-        if len(records) > MAX_RECORDS:
-            raise FeedError(f"more than {MAX_RECORDS} records")
-        if len(records) % SLICE == 0:
-            yield
-        end = _skip(text, end)
-        if text[end : end + 1] != ",":
-            return records, _after("]", text, end)
-        end += 1
+    def _next(self) -> bytes:
+        """The next mark that is no white space."""
+        self._go_over(_WHITE_SPACE)
+        return self._mark()
 
+    def _mark(self) -> bytes:
+        return self._body[self._at : self._at + 1]
 
-def _skip(text: str, start: int) -> int:
-    match = _WHITE_SPACE.match(text, start)
-    return match.end() if match else start
-
-
-def _after(mark: str, text: str, start: int) -> int:
-    start = _skip(text, start)
-    if text[start : start + 1] != mark:
-        raise json.JSONDecodeError(f"expected {mark!r}", "", start)
-    return start + 1
+    def _go_over(self, pattern: re.Pattern[bytes]) -> None:
+        match = pattern.match(self._body, self._at, self._at + SLICE_BYTES)
+        self._at = match.end() if match else self._at
 
 
 def _finite(digits: str) -> float | None:
@@ -178,7 +214,7 @@ def _integer(digits: str) -> float | None:
 _LENIENT = json.JSONDecoder(parse_float=_finite, parse_int=_integer, parse_constant=lambda name: None)
 
 
-def read_record(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T | None:
+def read_record(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T | None:
     """One record by the decoder's type, or None where it is malformed.
 
     NaN, infinities and numbers out of range read as null. Bytes that are not UTF-8, also in members nobody
@@ -194,14 +230,14 @@ def read_record(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T | None:
         return None
 
 
-def standard_json(raw: msgspec.Raw) -> bytes | None:
+def standard_json(raw: bytes) -> bytes | None:
     """The record's bytes as strict JSON (RFC 8259), unchanged where they are that already, or None if malformed."""
     try:
         try:
             _ANY.decode(raw)
         except msgspec.DecodeError:
             return json.dumps(_LENIENT.decode(str(raw, "utf-8"))).encode("ascii")
-        return bytes(raw)
+        return raw
     except (ValueError, RecursionError):
         return None
 

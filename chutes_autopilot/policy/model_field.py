@@ -5,12 +5,12 @@ Resolution order, first that fits: an exact catalog name (names may hold commas 
 ``:throughput`` in any case, ``:THINKING`` in upper case at the very end, in the order ``a:latency:THINKING``.
 """
 
+import re
 from collections.abc import Iterable, Set
 from difflib import get_close_matches
 from heapq import nlargest
 from itertools import islice
 from typing import Literal
-from unicodedata import category
 
 from attrs import frozen
 
@@ -22,6 +22,8 @@ ALIASES = ("chutesai/AutoPilot", "chutesai-routing/AutoPilot")
 MAX_MODEL_LENGTH = 1024
 """Characters of the longest ``model`` that is read."""
 
+# C0, DEL and C1 controls; a lone surrogate cannot be encoded for the upstream
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 _THINKING = ":THINKING"
 _ORDERINGS = (":latency", ":throughput")
 _ASCII_SPACE = " \t\n\r\f\v"
@@ -73,8 +75,7 @@ def check_model_value(value: object) -> str:
         raise _invalid(f"has {len(value)} characters; at most {MAX_MODEL_LENGTH} are allowed")
     if not value.strip():
         raise _invalid("is blank")
-    # Cc are C0, DEL and C1; a lone surrogate (Cs) cannot be encoded for the upstream
-    if any(category(character) in ("Cc", "Cs") for character in value):
+    if _UNPRINTABLE.search(value):
         raise _invalid("must not hold control characters or lone surrogates")
     return value
 
@@ -102,6 +103,8 @@ def read_model_field(model: str, known: Set[str], *, max_items: int, unknown: Li
     :param unknown: whether names outside the catalog are refused or passed to the upstream.
     :raises ApiError: invalid_model_list, unknown_model.
     """
+    if model in known:
+        return Direct(model, model)
     field: ModelField = _read_item(model, known)
     if "," in model and isinstance(field, Direct) and field.base not in known:
         field = PreferenceList(_read_list(model, known, max_items))

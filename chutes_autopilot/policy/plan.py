@@ -12,6 +12,7 @@ from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, Prefe
 
 Mode = Literal["alias", "list", "direct"]
 
+_PLAIN_ALIAS = Alias()
 _NO_BASES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -47,6 +48,8 @@ def make_plan(asked: ModelField, ranked: Sequence[str], sticky: str | None, *, l
     """
     if isinstance(asked, Direct):
         return Plan("direct", (asked.model,), (asked.model,), _bases([asked]))
+    if asked == _PLAIN_ALIAS and ranked:
+        return _alias_plan(ranked, sticky, limit)
     items = asked.items if isinstance(asked, PreferenceList) else (asked,)
     preferred = list(islice(_expanded(items, ranked), limit))
     if not preferred:
@@ -59,8 +62,22 @@ def make_plan(asked: ModelField, ranked: Sequence[str], sticky: str | None, *, l
     first = None if sticky is None else _find(sticky, items, ranked)
     if first is not None:
         candidates = [first, *(entry for entry in preferred if entry.base != first.base)][:limit]
-    mode: Mode = "list" if isinstance(asked, PreferenceList) else "alias"
-    return Plan(mode, _models(candidates), _models(preferred), _bases([*candidates, *preferred]))
+    return Plan(mode_of(asked), _models(candidates), _models(preferred), _bases([*candidates, *preferred]))
+
+
+def mode_of(asked: ModelField) -> Mode:
+    """What kind of thing was asked for."""
+    if isinstance(asked, Direct):
+        return "direct"
+    return "list" if isinstance(asked, PreferenceList) else "alias"
+
+
+def _alias_plan(ranked: Sequence[str], sticky: str | None, limit: int) -> Plan:
+    """What the rest of make_plan would give for the bare alias, which is most of the traffic, without its work."""
+    preferred = tuple(ranked[:limit])
+    if sticky is None or sticky == preferred[0] or sticky not in ranked:
+        return Plan("alias", preferred, preferred)
+    return Plan("alias", (sticky, *[name for name in preferred if name != sticky])[:limit], preferred)
 
 
 def _expanded(items: Sequence[Alias | Direct], ranked: Sequence[str]) -> Iterator[Direct]:

@@ -33,25 +33,24 @@ class StickyChoice:
     preferred_failed_at: float = 0.0
 
 
-def client_key(secret: bytes, *, authorization: bytes | None, address: str, session: bytes) -> bytes:
+def client_key(secret: bytes, *, token: bytes, address: str, session: bytes) -> bytes:
     """Know a client again without keeping its token or address: HMAC-SHA256 of either, refined by its session.
 
     :param secret: CLIENT_KEY_SECRET; whoever lacks it cannot test guesses of a token or an address.
-    :param authorization: the Authorization header; only a bearer token (RFC 6750 2.1) counts.
+    :param token: what bearer_token gave, empty where there is none.
     :param address: what client_address gave; used where there is no token.
     :param session: what session_value gave, empty where the client named none.
     :returns: 32 bytes.
     """
-    token = _bearer_token(authorization)
     kind, identity = (b"token", token) if token else (b"address", address.encode("utf-8", "surrogatepass"))
     mac = HMAC(secret, SHA256())
     # the lengths keep apart what plain joining would make equal
-    for part in (_DOMAIN, kind, identity, session):
-        mac.update(len(part).to_bytes(8, "big") + part)
+    mac.update(b"".join([len(part).to_bytes(8, "big") + part for part in (_DOMAIN, kind, identity, session)]))
     return mac.finalize()
 
 
-def _bearer_token(authorization: bytes | None) -> bytes:
+def bearer_token(authorization: bytes | None) -> bytes:
+    """The bearer token of an Authorization header (RFC 6750 section 2.1), empty where it holds none."""
     scheme, _, token = (authorization or b"").strip().partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else b""
 
@@ -99,10 +98,5 @@ def after_success(previous: StickyChoice | None, plan: Plan, model: str, failure
         return StickyChoice(base)
     if not failures:
         return previous if previous is not None and previous.model == base else StickyChoice(base)
-    if preferred in failures:
-        failed_at = failures[preferred]
-    elif previous is not None and previous.from_failover:
-        failed_at = previous.preferred_failed_at
-    else:
-        failed_at = min(failures.values())
-    return StickyChoice(base, from_failover=True, preferred_failed_at=failed_at)
+    # the preferred model is tried right after the sticky one: whoever answers later does so because it failed
+    return StickyChoice(base, from_failover=True, preferred_failed_at=failures[preferred])

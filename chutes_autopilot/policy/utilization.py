@@ -7,14 +7,13 @@ from attrs import frozen
 
 from chutes_autopilot.policy.catalog import Catalog
 from chutes_autopilot.policy.feed_json import (
-    SLICE,
     FeedError,
     Sliced,
     chute_id,
     finish,
     model_name,
     read_record,
-    split_list,
+    records_of_list,
 )
 
 PRIVATE = "[private chute]"
@@ -48,7 +47,7 @@ class UtilizationFeed:
     """What one answer of the feed said.
 
     :param rows: the named chutes, in the feed's order; of private ones nothing is kept.
-    :param skipped: malformed records.
+    :param skipped: records that are malformed or too large.
     """
 
     rows: tuple[UtilizationRow, ...]
@@ -100,19 +99,20 @@ def parse_utilization_in_slices(body: bytes) -> Sliced[UtilizationFeed]:
 
     Raises FeedError where the body is no list, or where it has records and every one is malformed.
     """
-    raws = yield from split_list(body)
     rows: list[UtilizationRow] = []
-    skipped = 0
-    for number, raw in enumerate(raws):
-        if number % SLICE == 0 and len(raws) > SLICE:
+    count = skipped = 0
+    for raw in records_of_list(body):
+        if raw is None:
             yield
+            continue
+        count += 1
         record = read_record(raw, _RECORD)
         name = model_name(record.name) if record else None
         if record is None or name is None:
             skipped += 1
         elif name != PRIVATE:
             rows.append(_row(record, name))
-    if raws and skipped == len(raws):
+    if count and skipped == count:
         raise FeedError(f"none of {skipped} records is a chute")
     return UtilizationFeed(tuple(rows), skipped)
 

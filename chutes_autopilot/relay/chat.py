@@ -1,6 +1,6 @@
 """A chat request from its arrival to its one record, whatever read it from the wire."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import attrs
@@ -14,12 +14,12 @@ from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.client_address import TrustedProxies, client_address
 from chutes_autopilot.policy.model_field import Direct, check_model_value, read_model_field
-from chutes_autopilot.policy.plan import Plan, make_plan
-from chutes_autopilot.policy.stickiness import after_success, client_key, session_value, sticky_model
+from chutes_autopilot.policy.plan import Plan, make_plan, mode_of
+from chutes_autopilot.policy.stickiness import after_success, bearer_token, client_key, session_value, sticky_model
 from chutes_autopilot.relay.exchange import Exchange, Limits
 from chutes_autopilot.upstream.chat import UpstreamRequest
+from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
-from chutes_autopilot.wire.headers import Header, upstream_request_headers
 
 CHAT_PATH = b"/v1/chat/completions"
 
@@ -31,12 +31,14 @@ OpenUpstream = Callable[[UpstreamRequest, float, IAttemptObserver], IUpstreamAtt
 class RoutingRules:
     """What the operator sets of routing.
 
+    :param max_inflight: the most requests at once, from their arrival to the end of their answers.
     :param failback: seconds after which a choice made by failover gives way; 0: never.
     :param client_key_secret: keys the hash that recognises a client.
     :param trusted_proxies: the networks whose X-Forwarded-For is believed, None for no one.
     """
 
     limits: Limits
+    max_inflight: int
     max_list_items: int
     unknown_models: Literal["refuse", "pass"]
     failback: float
@@ -44,29 +46,48 @@ class RoutingRules:
     trusted_proxies: TrustedProxies | None
 
 
+@attrs.define(eq=False)
+class Client:
+    """What a request says of its sender; used to recognise it, never to admit it.
+
+    :param peer: the other end's address; no IP address for a unix socket.
+    :param forwarded_for: the values of X-Forwarded-For in order.
+    """
+
+    peer: str
+    authorization: bytes | None = None
+    forwarded_for: tuple[bytes, ...] = ()
+    session_id: bytes | None = None
+    session_affinity: bytes | None = None
+    _session: bytes | None = attrs.field(default=None, init=False)
+    _key: bytes = attrs.field(default=b"", init=False)
+
+    def key(self, rules: "RoutingRules", prompt_cache_key: str) -> bytes:
+        """The key by which it is remembered; the last one is kept, for connections that bring many requests."""
+        session = session_value(self.session_id, self.session_affinity, prompt_cache_key)
+        if session != self._session:
+            token = bearer_token(self.authorization)
+            # the address counts only where there is no token, and reading it is not for nothing
+            address = "" if token else client_address(self.peer, self.forwarded_for, rules.trusted_proxies)
+            self._key = client_key(rules.client_key_secret, token=token, address=address, session=session)
+            self._session = session
+        return self._key
+
+
 @attrs.frozen
 class ChatCall:
     """One chat request as it was read from a client.
 
     :param target: the request target in origin form, as received.
-    :param headers: in the order received, whatever the case of their names.
-    :param peer: the other end's address; no IP address for a unix socket.
+    :param fields: the header lines that go upstream (wire.headers.upstream_request_headers).
     """
 
     method: bytes
     target: bytes
-    headers: tuple[Header, ...]
+    fields: bytes
     body: bytes
     request_id: str
-    peer: str
-
-    def values(self, name: bytes) -> list[bytes]:
-        """Every value of a header, given by its lower-case name."""
-        return [value for key, value in self.headers if key.lower() == name]
-
-    def value(self, name: bytes) -> bytes | None:
-        """The last value of a header, given by its lower-case name."""
-        return next(iter(self.values(name)[::-1]), None)
+    client: Client
 
 
 @attrs.define(eq=False)
@@ -78,7 +99,10 @@ class ChatRelay:
     sticky: IStickyStore
     metrics: Metrics
     clock: IReactorTime
+    deadlines: Deadlines
     open_upstream: OpenUpstream
+    inflight: int = attrs.field(default=0, init=False)
+    """Exchanges whose answer has not ended."""
 
     def open(
         self, call: ChatCall, downstream: IDownstream, ended: Callable[[RequestRecord, ApiError | None], None]
@@ -90,34 +114,41 @@ class ChatRelay:
         """
         record = self._begin(call.request_id, len(call.body))
         try:
+            if self.inflight >= self.rules.max_inflight:
+                raise _overloaded()
             body = read_chat_body(call.body)
             record.stream = body.stream
-            plan, succeeded = self._plan(call, body)
+            plan, succeeded = self._plan(call, body, record)
         except ApiError as error:
             self._refused(record, error)
             raise
-        record.mode = plan.mode
+        except Exception:
+            self._refused(record, ApiError("internal_error", ""))
+            raise
         record.candidates = plan.candidates
-        headers = tuple(upstream_request_headers(call.headers, call.request_id))
 
         def open_attempt(model: str, header_timeout: float, observer: IAttemptObserver) -> IUpstreamAttempt:
             data = body.data if plan.mode == "direct" else body.with_model(model)
             return self.open_upstream(
-                UpstreamRequest(call.method, call.target, headers, data), header_timeout, observer
+                UpstreamRequest(call.method, call.target, call.fields, data), header_timeout, observer
             )
 
         def over(error: ApiError | None) -> None:
+            self.inflight -= 1
             self._finished(record)
             ended(record, error)
 
-        return Exchange(plan, self.rules.limits, record, downstream, self.clock, open_attempt, succeeded, over)
+        self.inflight += 1
+        return Exchange(
+            plan, self.rules.limits, record, downstream, self.clock, self.deadlines, open_attempt, succeeded, over
+        )
 
     def refused(self, request_id: str, bytes_in: int, error: ApiError) -> None:
         """Count and log a chat request that was refused before it could be read."""
         self._refused(self._begin(request_id, bytes_in), error)
 
     def _begin(self, request_id: str, bytes_in: int) -> RequestRecord:
-        self.metrics.requests_active.inc()
+        self.metrics.active += 1
         return RequestRecord(request_id, self.clock.seconds(), bytes_in)
 
     def _refused(self, record: RequestRecord, error: ApiError) -> None:
@@ -126,11 +157,13 @@ class ChatRelay:
         self._finished(record)
 
     def _finished(self, record: RequestRecord) -> None:
-        self.metrics.requests_active.dec()
+        self.metrics.active -= 1
         self.metrics.finished(record)
         events.request_finished(record)
 
-    def _plan(self, call: ChatCall, body: ChatBody) -> tuple[Plan, Callable[[str, Mapping[str, float]], None]]:
+    def _plan(
+        self, call: ChatCall, body: ChatBody, record: RequestRecord
+    ) -> tuple[Plan, Callable[[str, Mapping[str, float]], None]]:
         """What to try, and what to do when a model answered with a 2xx; one snapshot serves the whole request."""
         snapshot = self.snapshots.current
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
@@ -140,10 +173,11 @@ class ChatRelay:
             max_items=self.rules.max_list_items,
             unknown=self.rules.unknown_models,
         )
+        record.mode = mode_of(asked)
         limit = self.rules.limits.max_attempts
         if isinstance(asked, Direct):
             return make_plan(asked, (), None, limit=limit), lambda model, failures: None
-        key = self._client_key(call, body)
+        key = call.client.key(self.rules, body.prompt_cache_key)
         previous = self.sticky.get(key)
         sticky = sticky_model(previous, self.clock.seconds(), self.rules.failback)
         plan = make_plan(asked, snapshot.ranked_models, sticky, limit=limit)
@@ -154,16 +188,6 @@ class ChatRelay:
 
         return plan, succeeded
 
-    def _client_key(self, call: ChatCall, body: ChatBody) -> bytes:
-        return client_key(
-            self.rules.client_key_secret,
-            authorization=call.value(b"authorization"),
-            address=client_address(call.peer, call.values(b"x-forwarded-for"), self.rules.trusted_proxies),
-            session=session_value(
-                call.value(b"x-session-id"), call.value(b"x-session-affinity"), body.prompt_cache_key
-            ),
-        )
-
 
 def peer_of(address: object) -> str:
     """The host of a Twisted address, or a word that is no IP address where it has none."""
@@ -171,6 +195,9 @@ def peer_of(address: object) -> str:
     return host or "unix"
 
 
-def all_headers(raw: Iterable[tuple[bytes, Iterable[bytes]]]) -> tuple[Header, ...]:
-    """One pair for each value of a twisted.web Headers' ``getAllRawHeaders()``."""
-    return tuple((name, value) for name, values in raw for value in values)
+def _overloaded() -> ApiError:
+    return ApiError(
+        "overloaded",
+        "This gateway answers as many requests as it may at the moment: try again in a second.",
+        headers=((b"Retry-After", b"1"),),
+    )

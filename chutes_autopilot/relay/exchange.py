@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import attrs
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from chutes_autopilot.errors import ApiError
@@ -31,17 +31,20 @@ from chutes_autopilot.policy.failover import (
 )
 from chutes_autopilot.policy.plan import Plan
 from chutes_autopilot.relay.pipe import Pipe
+from chutes_autopilot.relay.watch import Patience
+from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED, Header, downstream_response_headers
 from chutes_autopilot.wire.http1 import ResponseHead
 
 
 @attrs.frozen
 class Limits:
-    """What bounds one request: its attempts, the deadlines of each, and seconds until the commit boundary."""
+    """What bounds one request: its attempts, the deadlines of each, seconds until the commit boundary, and after it."""
 
     max_attempts: int
     timeouts: Timeouts
     request_deadline: float
+    patience: Patience
 
 
 class OpenAttempt(Protocol):
@@ -66,6 +69,7 @@ class Exchange:
         record: RequestRecord,
         downstream: IDownstream,
         clock: IReactorTime,
+        deadlines: Deadlines,
         open_attempt: OpenAttempt,
         succeeded: Callable[[str, Mapping[str, float]], None],
         ended: Callable[[ApiError | None], None],
@@ -75,6 +79,7 @@ class Exchange:
         self._record = record
         self._downstream = downstream
         self._clock = clock
+        self._deadlines = deadlines
         self._open_attempt = open_attempt
         self._succeeded = succeeded
         self._ended = ended
@@ -82,11 +87,11 @@ class Exchange:
         self._attempt: IUpstreamAttempt | None = None
         self._head: ResponseHead | None = None
         self._pipe: Pipe | None = None
-        self._deadline: IDelayedCall | None = None
+        self._deadline: Deadline | None = None
 
     def start(self) -> None:
         """Begin the first attempt."""
-        self._deadline = self._clock.callLater(self._limits.request_deadline, self._out_of_time)
+        self._deadline = self._deadlines.start(self._limits.request_deadline, self._out_of_time)
         self._record.first_attempt = self._clock.seconds()
         self._state, command = begin(
             self._plan,
@@ -139,8 +144,11 @@ class Exchange:
                 self._try(command)
             case AwaitBody(timeout) if self._attempt is not None:
                 self._attempt.expect_body(timeout)
-            case Commit() | PassBack():
+            case Commit():
                 self._commit()
+            case PassBack():
+                self._commit()
+                self._downstream.write(b"")
             case Refuse(error):
                 self._drop_attempt()
                 self._refuse(error)
@@ -159,9 +167,13 @@ class Exchange:
         model = record.attempts[-1].model
         record.status = head.status
         record.selected = model
+        if record.first_byte is None:  # an answer that passes back before its body
+            record.first_byte = self._clock.seconds()
         if 200 <= head.status < 300:
             self._succeeded(model, {a.model: a.failed for a in record.attempts if a.failed is not None})
-        self._pipe = Pipe(attempt, self._downstream, self._relayed)
+        self._pipe = Pipe(
+            attempt, self._downstream, head, self._clock, self._deadlines, self._limits.patience, self._relayed
+        )
         attempt.observer = self._pipe
         self._downstream.start(
             head.status, head.reason, downstream_response_headers(head.headers, self._own_headers(model)), self._pipe
@@ -171,8 +183,11 @@ class Exchange:
         own = [(ATTEMPTS, b"%d" % len(self._record.attempts)), (REQUEST_ID, self._record.request_id.encode())]
         return own if self._plan.mode == "direct" else [(SELECTED, model.encode()), *own]
 
-    def _relayed(self, complete: bool) -> None:
-        self._finish("complete" if complete else "cut", None)
+    def _relayed(self, outcome: Outcome, fault: str | None) -> None:
+        self._record.error = fault
+        if outcome == "client_gone":
+            self._record.status = CLIENT_GONE_STATUS
+        self._finish(outcome, None)
 
     def _out_of_time(self) -> None:
         self._deadline = None
@@ -190,10 +205,13 @@ class Exchange:
         self._finish("refused", error)
 
     def _finish(self, outcome: Outcome, error: ApiError | None) -> None:
+        if self._record.outcome is not None:
+            return
         self._stop_deadline()
         self._record.outcome = outcome
         self._record.ended = self._clock.seconds()
         if self._pipe is not None:
+            self._pipe.stop()
             self._record.bytes_out = self._pipe.bytes_relayed
         self._ended(error)
 

@@ -1,13 +1,28 @@
 """The one byte mover: after the commit boundary only this touches the upstream attempt and the client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
+from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
+from chutes_autopilot.observe.record import Outcome
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
+from chutes_autopilot.relay.watch import Patience, Watch
+from chutes_autopilot.upstream.deadlines import Deadlines
+from chutes_autopilot.wire.headers import Header
 from chutes_autopilot.wire.http1 import ResponseHead
+from chutes_autopilot.wire.sse import StreamGuard, error_event, is_plain_event_stream
+
+TRUNCATED = "upstream_stream_truncated"
+IDLE = "upstream_stream_idle"
+"""Why a stream was cut, in the record; the client is told TRUNCATED for both."""
+
+_MESSAGES = {
+    TRUNCATED: "The model's answer ended before it was complete: what came is only a part of it; try again.",
+    IDLE: "The model stopped sending before its answer was complete: what came is only a part of it; try again.",
+}
 
 
 @implementer(IAttemptObserver, IPushProducer)
@@ -20,13 +35,34 @@ class Pipe:
     drained, `resumeProducing` opens it again. Nothing is queued in between, so the memory of a stream is one
     transport buffer plus one read.
 
-    :param ended: called once, with whether the response was relayed to its clean end.
+    Ends. A stream of events that ends too early gets an error event behind its bytes, then the cut; one with a
+    declared length only the cut, made before its last byte. The end of an answer that the client has yet to take
+    waits until it has, so that a client that takes nothing is found out then too.
+
+    :param head: the response's, to tell what kind of body it is.
+    :param ended: called once, with how the answer ended and, for a stream that was cut, why.
     """
 
-    def __init__(self, attempt: IUpstreamAttempt, downstream: IDownstream, ended: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        attempt: IUpstreamAttempt,
+        downstream: IDownstream,
+        head: ResponseHead,
+        clock: IReactorTime,
+        deadlines: Deadlines,
+        patience: Patience,
+        ended: Callable[[Outcome, str | None], None],
+    ) -> None:
         self._attempt = attempt
         self._downstream = downstream
         self._ended = ended
+        self._guard = StreamGuard() if is_plain_event_stream(head.status, head.headers) else None
+        self._length = None if self._guard is None else _declared_length(head.headers)
+        self._now = clock.seconds
+        self._watch = Watch(
+            self._now, deadlines, patience, downstream.unsent, self._upstream_idle, self._client_stalled
+        )
+        self._end_waits = False
         self.bytes_relayed = 0
         """Body bytes given to the client's transport so far."""
 
@@ -34,24 +70,77 @@ class Pipe:
         raise AssertionError("a committed attempt has had its head")
 
     def body(self, data: bytes) -> None:
+        guard = self._guard
+        if guard is None or guard.feed(data):
+            self._watch.heard_at = self._now()
         self.bytes_relayed += len(data)
-        self._downstream.write(data)
+        if self.bytes_relayed == self._length and self._ends_too_early():
+            self._attempt.abort()
+            self.bytes_relayed -= 1
+            self._downstream.write(data[:-1])
+            self._cut(TRUNCATED)
+        else:
+            self._downstream.write(data)
 
     def end(self) -> None:
-        self._downstream.finish()
-        self._ended(True)
+        if self._ends_too_early():
+            self._cut(TRUNCATED)
+        elif self._watch.paused:
+            self._end_waits = True
+        else:
+            self._finish()
 
     def failed(self, failure: ConnectFailed | Lost | DeadlinePassed) -> None:
         """The upstream died mid-body: the client must see a cut, never a clean end."""
-        self._downstream.abort()
-        self._ended(False)
+        self._cut(TRUNCATED)
+
+    def stop(self) -> None:
+        """The exchange is over, for whatever reason: watch the time no more."""
+        self._watch.stop()
 
     def pauseProducing(self) -> None:
         self._attempt.pause()
+        self._watch.pause()
 
     def resumeProducing(self) -> None:
-        self._attempt.resume()
+        self._watch.resume()
+        if self._end_waits:
+            self._finish()
+        else:
+            self._attempt.resume()
 
     def stopProducing(self) -> None:
         """The client's transport takes no more; its disconnection is reported elsewhere."""
         self._attempt.abort()
+
+    def _ends_too_early(self) -> bool:
+        return self._guard is not None and self._guard.verdict() in ("unfinished", "error_tail")
+
+    def _finish(self) -> None:
+        self._downstream.finish()
+        self._ended("complete", None)
+
+    def _cut(self, fault: str) -> None:
+        guard = self._guard
+        if guard is not None and self._length is None and guard.verdict() not in ("done", "error"):
+            event = error_event(ApiError(TRUNCATED, _MESSAGES[fault]))
+            self.bytes_relayed += len(event)
+            self._downstream.write(event)
+        self._downstream.abort()
+        self._ended("cut", None if guard is None else fault)
+
+    def _upstream_idle(self) -> None:
+        self._attempt.abort()
+        self._cut(IDLE)
+
+    def _client_stalled(self) -> None:
+        self._attempt.abort()
+        self._ended("client_gone", None)
+        self._downstream.reset()
+
+
+def _declared_length(headers: Iterable[Header]) -> int | None:
+    for name, value in headers:
+        if name.lower() == b"content-length" and (number := value.strip(b" \t,")).isdigit():
+            return int(number)
+    return None

@@ -20,10 +20,12 @@ class MemoryStickyStore:
     :param ttl: seconds an entry lives after it was put; 0 switches the store off.
     :param max_entries: how many clients are remembered; the one not used for longest goes first; 0 is off too.
     :param now: the clock, in seconds.
+
+    Both bounds may be changed at any time.
     """
 
-    _ttl: float
-    _max_entries: int
+    ttl: float
+    max_entries: int
     _now: Callable[[], float]
     _entries: OrderedDict[bytes, tuple[float, StickyChoice]] = field(init=False, factory=OrderedDict)
 
@@ -33,7 +35,7 @@ class MemoryStickyStore:
         if entry is None:
             return None
         put_at, choice = entry
-        if self._now() - put_at >= self._ttl:
+        if self._now() - put_at >= self.ttl:
             del self._entries[key]
             return None
         self._entries.move_to_end(key)
@@ -41,11 +43,11 @@ class MemoryStickyStore:
 
     def put(self, key: bytes, choice: StickyChoice) -> None:
         """Remember a choice and start its time to live anew; push out the client not used for longest."""
-        if self._ttl <= 0:
+        if self.ttl <= 0:
             return
         self._entries[key] = (self._now(), choice)
         self._entries.move_to_end(key)
-        if len(self._entries) > self._max_entries:
+        while len(self._entries) > self.max_entries:
             self._entries.popitem(last=False)
 
     def __len__(self) -> int:

@@ -3,24 +3,26 @@
 from collections.abc import Callable
 
 import attrs
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Phase
 from chutes_autopilot.upstream.connection import UpstreamConnection
+from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool
-from chutes_autopilot.wire.headers import Header
-from chutes_autopilot.wire.http1 import ResponseHead, request_bytes
+from chutes_autopilot.wire.http1 import ResponseHead, request_head
+
+STALE_SECONDS = 0.5
+"""How long after a request the news may take that its connection had been closed before: about one round trip."""
 
 
 @attrs.frozen
 class UpstreamRequest:
-    """What is sent: method and target as the client gave them, headers already filtered, the body's bytes."""
+    """What is sent: method and target as the client gave them, the filtered header lines, the body's bytes."""
 
     method: bytes
     target: bytes
-    headers: tuple[Header, ...]
+    fields: bytes
     body: bytes
 
 
@@ -28,35 +30,37 @@ class UpstreamRequest:
 class ChatAttempt:
     """Sends one request and reports to its observer: one head, body pieces, then an end or one failure.
 
-    The deadline of the phase under way is one delayed call: "connect" until the handshake is done (kept by the
+    The phase under way has a deadline: "connect" until the handshake is done (kept by the
     pool), "header" from the last request byte until the complete head, "first_byte" from the head where
     `expect_body` asked for it. While a large request is being sent, every slice the socket takes starts the
     header deadline anew.
 
-    A reused connection that breaks without having given a byte was closed by the upstream while it was idle:
-    the request is then sent once more, on a new connection. That is not another attempt (RFC 9112 section 9.3.1
-    asks for care with POST; no byte of an answer means the platform has not begun one).
+    A reused connection that breaks within STALE_SECONDS of the request, without having given a byte, was closed by
+    the upstream while it was idle: the request is then sent once more, on a new connection. That is not another
+    attempt. One that breaks later may have been at work on the request, which is then not sent twice (RFC 9112
+    section 9.3.1).
     """
 
     def __init__(
         self,
         pool: ConnectionPool,
         backend: Backend,
-        clock: IReactorTime,
+        deadlines: Deadlines,
         request: UpstreamRequest,
         header_timeout: float,
         observer: IAttemptObserver,
     ) -> None:
         self._pool = pool
         self._backend = backend
-        self._clock = clock
+        self._deadlines = deadlines
         self._request = request
         self._header_timeout = header_timeout
         self._connection: UpstreamConnection | None = None
         self._cancel_connecting: Callable[[], None] | None = None
-        self._deadline: IDelayedCall | None = None
+        self._deadline: Deadline | None = None
         self._reused = False
         self._head_seen = False
+        self._sent_at = 0.0
         self.observer = observer
 
     def start(self) -> None:
@@ -70,7 +74,8 @@ class ChatAttempt:
 
     def expect_body(self, timeout: float) -> None:
         """The first body byte must arrive within ``timeout`` seconds from now."""
-        self._arm(timeout, "first_byte")
+        self._disarm()
+        self._deadline = self._deadlines.start(timeout, self._first_byte_late)
 
     def pause(self) -> None:
         """Back-pressure: read no more from the upstream until `resume`."""
@@ -102,19 +107,22 @@ class ChatAttempt:
     def _send(self, connection: UpstreamConnection) -> None:
         self._cancel_connecting = None
         self._connection = connection
+        self._sent_at = self._deadlines.now()
         request = self._request
         target = self._backend.prefix + request.target
-        head = request_bytes(request.method, target, self._backend.host_header, request.headers, len(request.body))
+        head = request_head(request.method, target, self._backend.host_header, request.fields, len(request.body))
         connection.send(head, request.body, self)
-
-    def _arm(self, seconds: float, phase: Phase) -> None:
-        self._disarm()
-        self._deadline = self._clock.callLater(seconds, self._out_of_time, phase)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _header_late(self) -> None:
+        self._out_of_time("header")
+
+    def _first_byte_late(self) -> None:
+        self._out_of_time("first_byte")
 
     def _out_of_time(self, phase: Phase) -> None:
         self._deadline = None
@@ -125,7 +133,8 @@ class ChatAttempt:
 
     def wrote(self) -> None:
         if not self._head_seen:
-            self._arm(self._header_timeout, "header")
+            self._disarm()
+            self._deadline = self._deadlines.start(self._header_timeout, self._header_late)
 
     def head(self, head: ResponseHead) -> None:
         self._head_seen = True
@@ -133,7 +142,8 @@ class ChatAttempt:
         self.observer.head(head)
 
     def body(self, data: bytes) -> None:
-        self._disarm()
+        if self._deadline is not None:
+            self._disarm()
         self.observer.body(data)
 
     def end(self) -> None:
@@ -144,7 +154,8 @@ class ChatAttempt:
     def broken(self) -> None:
         self._disarm()
         connection, self._connection = self._connection, None
-        if self._reused and connection is not None and connection.silent:
+        stale = self._reused and self._deadlines.now() - self._sent_at <= STALE_SECONDS
+        if stale and connection is not None and connection.silent:
             self._reused = False
             self._connect()
             return

@@ -9,6 +9,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from chutes_autopilot.upstream.direct import Write, best_write, queue
 from chutes_autopilot.wire.http1 import Body, End, Invalid, ResponseHead, ResponseParser
 
 SEND_SLICE_BYTES = 65536
@@ -64,6 +65,7 @@ class UpstreamConnection(Protocol):
         self._opened = opened
         self._idle = idle
         self._lost = lost
+        self._write: Write = queue
         self._receiver: ResponseReceiver | None = None
         self._parser: ResponseParser | None = None
         self._sending = False
@@ -73,6 +75,7 @@ class UpstreamConnection(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
+        self._write = best_write(self.transport)
         self._made(self)
         if not self._secure:
             self._opened(self)
@@ -86,7 +89,7 @@ class UpstreamConnection(Protocol):
         self._parser = ResponseParser()
         self.silent = True
         if len(head) + len(body) <= SEND_SLICE_BYTES:
-            self.transport.write(head + body)
+            self._write(self.transport, head + body)
             receiver.wrote()
         else:
             self._sending = True
@@ -155,9 +158,9 @@ class UpstreamConnection(Protocol):
         if parser is not None and orderly:
             self._deliver(parser.closed())
         receiver, self._receiver, self._parser = self._receiver, None, None
-        self._lost(self)
         if receiver is not None:
             receiver.broken()
+        self._lost(self)
 
 
 @implementer(IPullProducer)

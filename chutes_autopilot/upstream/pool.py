@@ -10,14 +10,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
 from chutes_autopilot.upstream.connection import UpstreamConnection
+
+ATTEMPT_DELAY = 0.1
+"""Seconds between two addresses of a name, and until the last refusal is reported (RFC 8305 section 5 allows 0.1)."""
 
 
 @attrs.frozen
@@ -28,10 +32,11 @@ class Backend:
     hostname: str
     port: int
     prefix: bytes = b""
+    host_header: bytes = attrs.field(init=False, eq=False)
+    """The Host field: the default port of the scheme is left out, IPv6 is bracketed (RFC 9110 section 7.2)."""
 
-    @property
-    def host_header(self) -> bytes:
-        """The Host field: the default port of the scheme is left out, IPv6 is bracketed (RFC 9110 section 7.2)."""
+    @host_header.default
+    def _host_header(self) -> bytes:
         name = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
         return (name if self.port == (443 if self.secure else 80) else f"{name}:{self.port}").encode()
 
@@ -48,7 +53,13 @@ def endpoints_for(reactor: IReactorTime, trust_root: Any) -> Callable[[Backend],
 
     @cache  # a TLS context reads the whole certificate store: once a backend, not once a connection
     def endpoint(backend: Backend) -> IStreamClientEndpoint:
-        plain = HostnameEndpoint(reactor, backend.hostname, backend.port)
+        plain: IStreamClientEndpoint
+        if isIPAddress(backend.hostname):
+            plain = TCP4ClientEndpoint(reactor, backend.hostname, backend.port)
+        elif isIPv6Address(backend.hostname):
+            plain = TCP6ClientEndpoint(reactor, backend.hostname, backend.port)
+        else:
+            plain = HostnameEndpoint(reactor, backend.hostname, backend.port, attemptDelay=ATTEMPT_DELAY)
         if not backend.secure:
             return plain
         options = optionsForClientTLS(backend.hostname, trustRoot=trust_root, acceptableProtocols=[b"http/1.1"])

@@ -5,9 +5,10 @@ from twisted.internet.defer import Deferred
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import RequestRecord
-from chutes_autopilot.relay.chat import CHAT_PATH, ChatCall, ChatRelay, all_headers, peer_of
+from chutes_autopilot.relay.chat import CHAT_PATH, ChatCall, ChatRelay, Client, peer_of
 from chutes_autopilot.web.downstream import RequestDownstream
 from chutes_autopilot.web.site import GatewayRequest
+from chutes_autopilot.wire.headers import header_lines, upstream_request_headers
 
 
 @attrs.define(eq=False)
@@ -29,13 +30,14 @@ class ChatRoute:
             elif record.outcome == "complete":
                 done.callback(None)
 
+        received = [(name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values]
         call = ChatCall(
             request.method,
             request.uri,
-            all_headers(request.requestHeaders.getAllRawHeaders()),
+            header_lines(upstream_request_headers(received, request.request_id)),
             request.take_body(),
             request.request_id,
-            peer_of(request.getClientAddress()),
+            _client(request),
         )
         exchange = self.relay.open(call, RequestDownstream(request), ended)
         done: Deferred[None] = Deferred(lambda _: exchange.client_gone())
@@ -43,6 +45,16 @@ class ChatRoute:
         return done
 
     def body_refused(self, request: GatewayRequest, error: ApiError) -> None:
-        """Count and log a request whose body was too large to be read."""
+        """Count and log a chat request that was refused before all of it was received."""
         if request.path == CHAT_PATH:
             self.relay.refused(request.request_id, request.received_bytes, error)
+
+
+def _client(request: GatewayRequest) -> Client:
+    return Client(
+        peer_of(request.getClientAddress()),
+        request.getHeader(b"authorization"),
+        tuple(request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())),
+        request.getHeader(b"x-session-id"),
+        request.getHeader(b"x-session-affinity"),
+    )

@@ -1,6 +1,7 @@
 """The client's side of an exchange over a twisted.web request."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -29,7 +30,6 @@ class RequestDownstream:
         for name, value in headers:
             own.addRawHeader(name, value)
         request.registerProducer(producer, True)
-        request.write(b"")
 
     def write(self, data: bytes) -> None:
         self._request.write(data)
@@ -40,3 +40,16 @@ class RequestDownstream:
 
     def abort(self) -> None:
         self._request.cut()
+
+    def unsent(self) -> int:
+        channel = self._request.channel
+        return 0 if channel is None else unsent_bytes(channel.transport)
+
+    def reset(self) -> None:
+        if self._request.channel is not None:
+            self._request.channel.forceAbortClient()
+
+
+def unsent_bytes(transport: Any) -> int:
+    """What a transport of Twisted's has yet to give to the kernel; a TLS transport answers for the one below it."""
+    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)

@@ -11,6 +11,7 @@ from chutes_autopilot.web.site import GatewayRequest
 TEXT = b"text/plain; charset=utf-8"
 
 _NOT_READY = {
+    "draining": "The service is stopping and takes no new connections.",
     "missing_allowlist": "The catalog of models has not been fetched yet.",
     "allowlist_empty": "The catalog of models is empty.",
     "stale_allowlist": "The catalog of models has not been refreshed for too long; requests are still routed by it.",

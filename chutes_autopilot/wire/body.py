@@ -6,7 +6,9 @@ into the original bytes, so white space, key order and the spelling of numbers r
 
 import json
 import re
+from array import array
 from collections.abc import Mapping
+from itertools import accumulate
 
 import attrs
 import msgspec
@@ -25,6 +27,11 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_AFTER_KEY = re.compile(_WHITESPACE + rb":" + _WHITESPACE)
+_ESCAPED_MODEL = re.compile(rb"\\u00(?:6[dDfF45cC])")
+"""One of the letters of "model" as an escape, in which no encoder writes it unless it means to hide something."""
+_BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _DEPTH_CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _ROUTING_KEYS = ("model", "stream", "prompt_cache_key")
 _Members = dict[str, msgspec.Raw]
@@ -63,18 +70,48 @@ def read_chat_body(data: bytes) -> ChatBody:
     """
     members, text = _validated(data)
     _check_nesting(text)
+    return _plain_body(data, members) or _walked_body(data, members)
+
+
+def _plain_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody | None:
+    """The body where ``"model"`` stands in it once and nowhere in escapes: it is then the top-level key, and no walk
+    is needed to find its value."""
+    value = members.get("model")
+    if value is None or data.count(b'"model"') != 1 or _ESCAPED_MODEL.search(data):
+        return None
+    start = _AFTER_KEY.match(data, data.index(b'"model"') + 7)
+    raw = bytes(value)
+    if start is None or not data.startswith(raw, start.end()):
+        return None
+    cache_key = members.get("prompt_cache_key")
+    return ChatBody(
+        data=data,
+        model=json.loads(raw, parse_int=float) if raw[0] != 34 or b"\\" in raw else raw[1:-1].decode(),
+        model_start=start.end(),
+        model_end=start.end() + len(raw),
+        stream="stream" in members and bytes(members["stream"]) == b"true",
+        prompt_cache_key=_text(bytes(cache_key)) if cache_key is not None else "",
+    )
+
+
+def _text(raw: bytes) -> str:
+    """The value of a JSON string; "" for any other value."""
+    return str(json.loads(raw)) if raw[:1] == b'"' else ""
+
+
+def _walked_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody:
+    """The body found by walking its top-level members one by one."""
     spans = _routing_spans(data, members)
     start, end = spans.get("model", (0, 0))
     key_start, key_end = spans.get("prompt_cache_key", (0, 0))
     stream_start, stream_end = spans.get("stream", (0, 0))
-    cache_key = json.loads(data[key_start:key_end]) if data[key_start : key_start + 1] == b'"' else ""
     return ChatBody(
         data=data,
         model=json.loads(data[start:end], parse_int=float) if end else None,
         model_start=start,
         model_end=end,
         stream=data[stream_start:stream_end] == b"true",
-        prompt_cache_key=cache_key,
+        prompt_cache_key=_text(data[key_start:key_end]),
     )
 
 
@@ -102,6 +139,7 @@ def _decoded(text: bytes) -> Mapping[str, msgspec.Raw]:
     try:
         return _DECODER.decode(text)
     except msgspec.ValidationError:
+        msgspec.json.decode(text, type=msgspec.Raw)  # it may be no JSON at all
         raise ApiError("invalid_body", "The body must be a JSON object.") from None
     except RecursionError:
         raise _too_deep() from None
@@ -119,22 +157,23 @@ def _too_deep() -> ApiError:
 def _check_nesting(text: bytes) -> None:
     if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
         return
-    depth = 0
-    for bracket in _STRING.sub(b"", text):
-        depth += _DEPTH_CHANGE.get(bracket, 0)
-        if depth > MAX_NESTING:
-            raise _too_deep()
+    brackets = _STRING.sub(b"", text).translate(_BRACKET_STEPS, _NO_BRACKETS)
+    if max(accumulate(array("b", brackets)), default=0) > MAX_NESTING:
+        raise _too_deep()
 
 
 def _routing_spans(data: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str, tuple[int, int]]:
     """Offsets of the values of the routing keys; of a repeated key the last one counts, as JSON readers have it."""
     spans: dict[str, tuple[int, int]] = {}
+    texts: dict[str, bytes] = {}
     position = 0
     while (found := _NEXT_KEY.match(data, position)) is not None:
         spelled = found.group(1)
         key = json.loads(spelled) if b"\\" in spelled else spelled[1:-1].decode()
         start = found.end()
-        position = _end_of_value(data, start, members.get(key))
+        if key not in texts and key in members:
+            texts[key] = bytes(members[key])
+        position = _end_of_value(data, start, texts.get(key))
         if key in _ROUTING_KEYS:
             if key == "model" and key in spans:
                 raise ApiError("invalid_body", "The body has more than one 'model'.", param="model")
@@ -142,17 +181,14 @@ def _routing_spans(data: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str,
     return spans
 
 
-def _end_of_value(data: bytes, start: int, value: msgspec.Raw | None) -> int:
+def _end_of_value(data: bytes, start: int, value: bytes | None) -> int:
     """The offset after the value at ``start``, from the decoder's own span where that is certain.
 
     The decoder keeps the last of repeated keys, so its value is only believed where the text here equals it
     and is complete; otherwise, and beside blanked surrogate escapes, the value is walked token by token.
     """
-    if value is not None:
-        raw = memoryview(value)
-        end = start + len(raw)
-        if data[start:end] == raw and _END_OF_VALUE.match(data, end):
-            return end
+    if value is not None and data.startswith(value, start) and _END_OF_VALUE.match(data, start + len(value)):
+        return start + len(value)
     if data[start : start + 1] == b'"':
         return _matched(_STRING, data, start)
     if data[start : start + 1] not in b"[{":

@@ -25,7 +25,16 @@ ATTEMPTS = b"x-chutes-autopilot-attempts"
 REQUEST_ID = b"x-request-id"
 OWN_PREFIX = b"x-chutes-autopilot-"
 
-_ENDS_HERE = frozenset({b"host", b"content-length", b"expect", b"x-chutes-trace", b"accept-encoding", REQUEST_ID})
+DROPPED_FROM_REQUESTS = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"x-chutes-trace",
+    b"accept-encoding",
+    REQUEST_ID,
+}
+"""Request fields that end here or are written anew, lower case; beside them what Connection names and our own."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -53,13 +62,18 @@ def upstream_request_headers(received: Iterable[Header], request_id: str) -> lis
     ``x-chutes-autopilot-*``. Accept-Encoding becomes ``identity``, so that bytes can be relayed as they are.
     """
     received = list(received)
-    dropped = HOP_BY_HOP | _ENDS_HERE | named_by_connection(received)
+    dropped = DROPPED_FROM_REQUESTS | named_by_connection(received)
     kept = [
         (name, value)
         for name, value in received
         if (lower := name.lower()) not in dropped and not lower.startswith(OWN_PREFIX)
     ]
     return [*kept, (b"Accept-Encoding", b"identity"), (b"X-Request-Id", request_id.encode())]
+
+
+def header_lines(headers: Iterable[Header]) -> bytes:
+    """The headers as lines, each with its line end, as they stand in a head (RFC 9112 section 5)."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def downstream_response_headers(received: Iterable[Header], own: Iterable[Header]) -> list[Header]:

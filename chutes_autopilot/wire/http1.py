@@ -6,7 +6,7 @@ and unknown transfer codings are all `Invalid`.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import attrs
 
@@ -18,8 +18,11 @@ MAX_INFORMATIONAL = 16
 MAX_CHUNK_LINE_BYTES = 4096
 MAX_TRAILER_BYTES = 16384
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
-_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_FIELD_LINES = rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*"
+_FIELDS = re.compile(_FIELD_LINES)
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_FIELD = re.compile(rb"([^:]+):[ \t]*([^\r]*?)[ \t]*\r\n")
+_HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n(" + _FIELD_LINES + rb")\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
@@ -60,12 +63,12 @@ class Invalid:
 Event = ResponseHead | Body | End | Invalid
 
 
-def request_bytes(method: bytes, target: bytes, host: bytes, headers: Iterable[Header], length: int) -> bytes:
-    """The head of a request with a body of ``length`` bytes (RFC 9112 section 3)."""
-    lines = [method + b" " + target + b" HTTP/1.1", b"Host: " + host]
-    lines += [name + b": " + value for name, value in headers]
-    lines.append(b"Content-Length: %d\r\n\r\n" % length)
-    return b"\r\n".join(lines)
+def request_head(method: bytes, target: bytes, host: bytes, fields: bytes, length: int) -> bytes:
+    """The head of a request with a body of ``length`` bytes (RFC 9112 section 3).
+
+    :param fields: further header lines, each with its line end.
+    """
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\n\r\n" % (method, target, host, fields, length)
 
 
 class ResponseParser:
@@ -135,34 +138,35 @@ class ResponseParser:
         return line
 
     def _read_head(self, events: list[Event]) -> bool:
-        if not b"HTTP/1.".startswith(self._buffer[self._at : self._at + 7]):
-            raise _InvalidResponse("the answer is not HTTP/1")
-        end = self._buffer.find(b"\r\n\r\n", self._at, self._at + MAX_HEAD_BYTES)
-        if end < 0:
-            if len(self._buffer) - self._at >= MAX_HEAD_BYTES:
-                raise _InvalidResponse("the response head is too long")
-            return False
-        lines = self._buffer[self._at : end].split(b"\r\n")
-        self._at = end + 4
-        status_line = _STATUS_LINE.fullmatch(lines[0])
-        if status_line is None:
-            raise _InvalidResponse("the status line is malformed")
-        status = int(status_line[2])
-        headers = _fields(lines[1:])
+        head = _HEAD.match(self._buffer, self._at)
+        if head is None or head.end() - self._at > MAX_HEAD_BYTES:
+            return self._incomplete_head()
+        self._at = head.end()
+        old, status_text, reason, lines = head.groups()
+        headers = _fields(lines)
+        status = int(status_text)
         if status < 200:
             self._informational += 1
             if status == 101 or self._informational > MAX_INFORMATIONAL:
                 raise _InvalidResponse("an informational response that was not asked for")
             return True
-        self._choose_framing(status, status_line[1] == b"0", headers)
-        events.append(ResponseHead(status, status_line[3] or b"", headers))
+        self._choose_framing(status, old == b"0", headers)
+        events.append(ResponseHead(status, reason or b"", headers))
         return True
+
+    def _incomplete_head(self) -> bool:
+        """Wait for more of the head, unless what is here can never become one."""
+        if not b"HTTP/1.".startswith(self._buffer[self._at : self._at + 7]):
+            raise _InvalidResponse("the answer is not HTTP/1")
+        if self._buffer.find(b"\r\n\r\n", self._at) >= 0 or _BARE_LF.search(self._buffer, self._at):
+            raise _InvalidResponse("the response head is malformed")
+        if len(self._buffer) - self._at >= MAX_HEAD_BYTES:
+            raise _InvalidResponse("the response head is too long")
+        return False
 
     def _choose_framing(self, status: int, old: bool, headers: tuple[Header, ...]) -> None:
         """How the body ends: RFC 9112 section 6.3. A length beside a coding, or two lengths, is a smuggler's."""
-        codings = _tokens(headers, b"transfer-encoding")
-        lengths = _tokens(headers, b"content-length")
-        options = _tokens(headers, b"connection")
+        codings, lengths, options = _framing_fields(headers)
         self._reusable = b"close" not in options and (not old or b"keep-alive" in options)
         if len(lengths) > 1 or (lengths and codings) or not all(v.isdigit() and len(v) < 19 for v in lengths):
             raise _InvalidResponse("the content length is malformed")
@@ -230,7 +234,8 @@ class ResponseParser:
         self._trailer_bytes += len(line)
         if self._trailer_bytes > MAX_TRAILER_BYTES:
             raise _InvalidResponse("the trailer is too long")
-        _fields([line])
+        if _FIELDS.fullmatch(line + b"\r\n") is None:
+            raise _InvalidResponse("a trailer line is malformed")
         return True
 
 
@@ -243,24 +248,20 @@ def _joined(events: list[Event]) -> list[Event]:
     return others
 
 
-def _fields(lines: list[bytes]) -> tuple[Header, ...]:
-    if len(lines) > MAX_HEADERS:
+def _fields(lines: bytes) -> tuple[Header, ...]:
+    """Name and value of every line of a block that is known to be well-formed."""
+    fields = _FIELD.findall(lines)
+    if len(fields) > MAX_HEADERS:
         raise _InvalidResponse("the response has too many headers")
-    fields = []
-    for line in lines:
-        field = _FIELD_LINE.fullmatch(line)
-        if field is None:
-            raise _InvalidResponse("a header line is malformed")
-        fields.append((field[1], field[2].rstrip(b" \t")))
     return tuple(fields)
 
 
-def _tokens(headers: Iterable[Header], name: bytes) -> list[bytes]:
-    """The comma-separated members of a field, lower case, over all its lines."""
-    return [
-        token.strip(b" \t").lower()
-        for key, value in headers
-        if key.lower() == name
-        for token in value.split(b",")
-        if token.strip(b" \t")
-    ]
+def _framing_fields(headers: tuple[Header, ...]) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """The comma-separated members, lower case and over all lines, of what decides where the response ends:
+    Transfer-Encoding, Content-Length and Connection."""
+    members: dict[bytes, list[bytes]] = {b"transfer-encoding": [], b"content-length": [], b"connection": []}
+    for name, value in headers:
+        found = members.get(name.lower())
+        if found is not None:
+            found += [member for part in value.lower().split(b",") if (member := part.strip(b" \t"))]
+    return members[b"transfer-encoding"], members[b"content-length"], members[b"connection"]

@@ -106,6 +106,20 @@ def test_the_sdk_raises_what_an_error_means(demo: Demo) -> None:
             client.chat.completions.create(model=ALIAS, messages=HELLO)
 
 
+def test_the_sdk_raises_when_a_stream_is_not_whole(demo: Demo) -> None:
+    """A stream that is cut, or ends in the platform's bare error, raises after its last whole chunk."""
+    with demo.client() as client:
+        for fault in ("cut", "error_tail"):
+            demo.fault(fault=fault, requests=1)
+            received: list[Any] = []
+            stream = client.chat.completions.create(model=ALIAS, messages=HELLO, stream=True)
+            with pytest.raises(openai.APIError) as raised:
+                received.extend(stream)
+            assert received
+            assert raised.value.code == "upstream_stream_truncated"
+    assert "chutes_autopilot_streams_cut_total 2.0" in demo.read("/metrics")
+
+
 def test_json_logs_hold_no_secret(start: Callable[..., Any]) -> None:
     """LOG_FORMAT=json at LOG_LEVEL=debug: one object a line, and neither key nor prompt nor address among them."""
     daemon = start("--demo", LOG_FORMAT="json", LOG_LEVEL="debug", CLIENT_KEY_SECRET="marker-secret-0123")

@@ -32,7 +32,16 @@ def scripted() -> Iterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-def start_gateway(scripted: ScriptedUpstream) -> Iterator[StartGateway]:
+def path() -> str:
+    """Who reads ordinary chat requests: "front" (the front channel) or "reference" (twisted.web and Klein).
+
+    A module whose tests must hold for both gives this fixture both parameters.
+    """
+    return "front"
+
+
+@pytest.fixture
+def start_gateway(scripted: ScriptedUpstream, path: str) -> Iterator[StartGateway]:
     """Starts gateways in front of the scripted upstream, with settings by their environment names."""
     from twisted.internet import reactor
 
@@ -51,7 +60,7 @@ def start_gateway(scripted: ScriptedUpstream) -> Iterator[StartGateway]:
         services.append(service)
         (port,) = set(reactor.getReaders()) - before
         service.startService()
-        gateway = Gateway(reactor, port.getHost().port)
+        gateway = Gateway(reactor, port.getHost().port, path == "reference")
         gateways.append(gateway)
         while ready and (await gateway.get("/readyz")).status != 200:
             await deferLater(reactor, 0.001)

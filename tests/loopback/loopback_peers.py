@@ -7,7 +7,7 @@ from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -86,7 +86,7 @@ def reset(side: UpstreamSide) -> None:
     side.transport.abortConnection()
 
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def chunk(data: bytes) -> bytes:
@@ -145,7 +145,9 @@ class RawClient(Protocol):
         self.received = b""
         self.total = 0
         self.keep: int | None = None  # how many of the last bytes to keep, where there are many
+        self.reference = False  # whether to send what the front channel leaves to twisted.web
         self.closed: Deferred[Failure] = Deferred()
+        self._complete: Deferred[None] | None = None
         self._waiting: list[tuple[bytes, int, Deferred[bytes]]] = []
 
     def dataReceived(self, data: bytes) -> None:
@@ -154,8 +156,14 @@ class RawClient(Protocol):
         for entry in [w for w in self._waiting if self.received.count(w[0]) >= w[1]]:
             self._waiting.remove(entry)
             entry[2].callback(self.received)
+        if self._complete is not None and is_complete(self.received):
+            complete, self._complete = self._complete, None
+            complete.callback(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._complete is not None:
+            complete, self._complete = self._complete, None
+            complete.callback(None)
         waiting, self._waiting = self._waiting, []
         for _, _, waiter in waiting:
             waiter.errback(reason)
@@ -168,8 +176,16 @@ class RawClient(Protocol):
         self.dataReceived(b"")
         return waiter
 
+    def complete(self) -> Deferred[None]:
+        """Fires when what was received is a whole response, or the connection is closed."""
+        self._complete = Deferred()
+        self.dataReceived(b"")
+        return self._complete or succeed(None)
+
     def post(self, body: bytes, *headers: bytes, target: bytes = b"/v1/chat/completions") -> None:
         lines = [b"POST " + target + b" HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(body), *headers]
+        if self.reference:
+            lines.append(b"TE: trailers")
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
 
 
@@ -192,6 +208,17 @@ class Response:
         return error
 
 
+def is_complete(raw: bytes) -> bool:
+    """Whether these bytes are a whole response: by its length, its last chunk, or its lack of a body."""
+    head, found, body = raw.partition(b"\r\n\r\n")
+    if not found:
+        return False
+    length = LENGTH.search(head + b"\r\n")
+    if length is not None:
+        return len(body) >= int(length[1]) or head[9:12] == b"304"
+    return head[9:12] in (b"204", b"304") or body.endswith(b"0\r\n\r\n")
+
+
 def read_response(raw: bytes) -> Response:
     head, _, body = raw.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
@@ -212,11 +239,13 @@ class Gateway:
 
     reactor: Any
     port: int
+    reference: bool = False
     clients: list[RawClient] = field(factory=list)
 
     async def connect(self) -> RawClient:
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.port)
         client: RawClient = await connectProtocol(endpoint, RawClient())
+        client.reference = self.reference
         self.clients.append(client)
         return client
 
@@ -231,8 +260,9 @@ class Gateway:
         """One chat request on a connection of its own; ``body`` as bytes, or anything that JSON can say."""
         client = await self.connect()
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        client.post(data, b"Connection: close", *headers, target=target)
-        await client.closed
+        client.post(data, *headers, target=target)
+        await client.complete()
+        client.transport.loseConnection()
         return read_response(client.received)
 
     async def metrics(self) -> dict[str, float]:

@@ -39,6 +39,12 @@ STATUS = {
 }
 
 
+@pytest.fixture(params=["front", "reference"])
+def path(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both readers of requests."""
+    return str(request.param)
+
+
 @pytest.mark.parametrize(("reason", "script", "settings"), FAULTS)
 async def test_a_fault_before_the_first_byte_is_not_seen_by_the_client(
     scripted: ScriptedUpstream, start_gateway: StartGateway, reason: str, script: Script, settings: dict[str, str]

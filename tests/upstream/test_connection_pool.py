@@ -15,6 +15,7 @@ from zope.interface import implementer
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
 from chutes_autopilot.upstream.chat import ChatAttempt, UpstreamRequest
 from chutes_autopilot.upstream.connection import SEND_SLICE_BYTES
+from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from_url
 from chutes_autopilot.wire.http1 import ResponseHead
 
@@ -86,13 +87,14 @@ class Bench:
 
     def __init__(self, **limits: Any) -> None:
         self.clock = Clock()
+        self.deadlines = Deadlines(self.clock)
         self.endpoint = MemoryEndpoint()
         self.pool = ConnectionPool(self.clock, lambda backend: self.endpoint, 2.0, **limits)
 
     def attempt(self, body: bytes = b"{}") -> tuple[ChatAttempt, Observer]:
         observer = Observer()
-        request = UpstreamRequest(b"POST", b"/v1/x", ((b"A", b"b"),), body)
-        attempt = ChatAttempt(self.pool, BACKEND, self.clock, request, 10.0, observer)
+        request = UpstreamRequest(b"POST", b"/v1/x", b"A: b\r\n", body)
+        attempt = ChatAttempt(self.pool, BACKEND, self.deadlines, request, 10.0, observer)
         attempt.start()
         return attempt, observer
 
@@ -258,6 +260,16 @@ def test_a_reused_connection_without_a_byte_is_replaced_once(bench: Bench) -> No
     assert not bench.endpoint.pending
 
 
+def test_a_reused_connection_that_breaks_later_is_not_replaced(bench: Bench) -> None:
+    """It was no stale one: the upstream may have worked on the request, and would be asked twice."""
+    stale = bench.answered()
+    _, observer = bench.attempt()
+    bench.clock.advance(0.6)
+    stale.abortConnection()
+    assert observer.events == [ConnectFailed()]
+    assert not bench.endpoint.pending
+
+
 def test_a_reused_connection_that_gave_a_byte_is_not_replaced(bench: Bench) -> None:
     """The upstream may have begun to work on the request."""
     stale = bench.answered()
@@ -270,7 +282,7 @@ def test_a_reused_connection_that_gave_a_byte_is_not_replaced(bench: Bench) -> N
 
 @pytest.mark.parametrize("phase", ["connecting", "header", "body"])
 def test_an_aborted_attempt_says_nothing_and_leaves_nothing(bench: Bench, phase: str) -> None:
-    """In every phase: no report, no connection, no delayed call."""
+    """In every phase: no report, no connection, and no deadline that is told later."""
     attempt, observer = bench.attempt()
     if phase != "connecting":
         transport = bench.endpoint.accept()
@@ -280,7 +292,8 @@ def test_an_aborted_attempt_says_nothing_and_leaves_nothing(bench: Bench, phase:
     attempt.abort()
     attempt.abort()
     assert observer.events == ([200] if phase == "body" else [])
-    assert not bench.clock.getDelayedCalls()
+    bench.clock.advance(1000)
+    assert observer.events == ([200] if phase == "body" else [])
     assert not any(transport.connected for transport in bench.endpoint.transports)
 
 

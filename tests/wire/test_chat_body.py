@@ -1,6 +1,7 @@
 """Reading and rewriting a chat request's body."""
 
 import json
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -131,6 +132,14 @@ def test_stream_and_prompt_cache_key_are_read_from_the_top_level(body: bytes, st
     """Only a literal true streams, only a string is a cache key, and of repeated keys the last one counts."""
     read = read_chat_body(body)
     assert (read.stream, read.prompt_cache_key) == (stream, cache_key)
+
+
+def test_a_repeated_key_costs_no_more_than_its_bytes() -> None:
+    """The last of many equal keys holds half of the body: it is compared with each of them, but not copied."""
+    repeated = b'"x":[1],' * 60_000 + b'"x":"' + b"y" * 500_000 + b'"'
+    before = process_time()
+    read_chat_body(b"{" + repeated + b',"model":"a","m":{"model":"b"}}')
+    assert process_time() - before < 1.0  # a tenth of it; copying would take several
 
 
 @pytest.mark.parametrize(("body", "model"), [(b"{}", None), (b'{"model":null}', None), (b'{"model":7}', 7)])

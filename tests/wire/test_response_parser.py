@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chutes_autopilot.wire.http1 import Body, End, Event, Invalid, ResponseHead, ResponseParser, request_bytes
+from chutes_autopilot.wire.http1 import Body, End, Event, Invalid, ResponseHead, ResponseParser, request_head
 
 
 def parse(data: bytes, *, step: int | None = None, close: bool = False) -> list[Event]:
@@ -98,6 +98,7 @@ def test_bytes_after_the_end_make_the_connection_unusable() -> None:
         b"HTTP/1.1 20 OK\r\n\r\n",
         b"HTTP/1.1 200 O\x00K\r\n\r\n",
         b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}",
         b"HTTP/1.1 200 OK\r\nA: 1\nB: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: 1\r\n folded\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA : 1\r\n\r\n",
@@ -169,5 +170,5 @@ def test_the_chunks_of_one_read_are_one_piece() -> None:
 
 def test_a_request_head_states_its_length() -> None:
     """RFC 9112 section 3."""
-    made = request_bytes(b"POST", b"/v1/x?y=1", b"h:1", [(b"A", b"b")], 3)
+    made = request_head(b"POST", b"/v1/x?y=1", b"h:1", b"A: b\r\n", 3)
     assert made == b"POST /v1/x?y=1 HTTP/1.1\r\nHost: h:1\r\nA: b\r\nContent-Length: 3\r\n\r\n"

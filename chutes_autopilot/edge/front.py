@@ -1,0 +1,198 @@
+"""The front channel: reads the one ordinary chat request straight from the bytes.
+
+twisted.web spends many times the CPU of a relay on parsing a request, finding its route and writing its answer. For
+the request that is nearly all of the traffic this channel does it in one pass; whatever is not exactly ordinary
+(wire.ordinary) goes, with every byte read so far, to twisted.web and Klein, which stay the reference of behaviour.
+"""
+
+import secrets
+from typing import Any
+
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from chutes_autopilot.edge.downstream import FrontDownstream
+from chutes_autopilot.errors import ApiError
+from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.relay.chat import ChatCall, ChatRelay, Client, peer_of
+from chutes_autopilot.relay.exchange import Exchange
+from chutes_autopilot.upstream.direct import Write, best_write, queue
+from chutes_autopilot.web.channel import Awaited, GatewayChannel
+from chutes_autopilot.web.request import GatewayRequest
+from chutes_autopilot.web.site import GatewaySite
+from chutes_autopilot.wire.headers import REQUEST_ID, acceptable_request_id
+from chutes_autopilot.wire.ordinary import REQUEST_LINE_START, OrdinaryHead, read_ordinary_head
+
+
+class FrontChannel(GatewayChannel):
+    """One client connection.
+
+    ::
+
+        BOUNDARY ──ordinary head──▶ BODY ──all of it──▶ BUSY ──answer over──▶ BOUNDARY
+                 ──anything else──▶ twisted.web, until it is between two requests again
+
+    While BUSY, the bytes of further requests are kept; they are read when the answer is over, in order.
+    """
+
+    site: "FrontSite"
+    _head: OrdinaryHead | None = None
+    _body: list[bytes]
+    _missing = 0
+    _exchange: Exchange | None = None
+    _downstream: FrontDownstream | None = None
+    _client: Client | None = None
+    _named: tuple[bytes | None, ...] = ()
+    _write: Write = staticmethod(queue)
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._write = best_write(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._downstream is not None:
+            self.keep_ahead(data)
+        elif self._head is not None and not self._lingering:
+            self._body_received(data)
+        elif not (self._at_boundary() and data.startswith(REQUEST_LINE_START) and self._head_received(data)):
+            super().dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+        super().connectionLost(reason)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return super().idle and self._head is None
+
+    def awaited(self) -> Awaited | None:
+        return super().awaited() if self._head is None else Awaited.BODY
+
+    def incoming(self) -> GatewayRequest:
+        request = super().incoming()
+        if self._head is not None:
+            request.aim(b"POST", self._head.target, b"HTTP/1.1")
+            request.received_bytes = self._head.length - self._missing
+        return request
+
+    def readConnectionLost(self) -> None:
+        super().readConnectionLost()
+        if self._downstream is not None:
+            self.persistent = any(self._dataBuffer)
+
+    def written(self) -> int | None:
+        return super().written() if self._downstream is None else self._downstream.written
+
+    def _may_continue(self, written: int) -> bool:
+        return written == 0 if self._downstream is not None else super()._may_continue(written)
+
+    def _at_boundary(self) -> bool:
+        """Whether twisted.web holds nothing of a request, and another one may come."""
+        return (
+            not self.requests
+            and not self._buffer
+            and not self._lingering
+            and bool(self.line_mode)
+            and not self.on_last_answer
+        )
+
+    def _head_received(self, data: bytes) -> bool:
+        """Take an ordinary head; False where it is none."""
+        head = read_ordinary_head(data)
+        if head is None or head.length > self.site.max_request_bytes:
+            return False
+        body = data[head.end : head.end + head.length]
+        if len(body) == head.length:
+            self._answer(head, body, data[head.end + head.length :])
+        else:
+            self._head = head
+            self._body = [body]
+            self._missing = head.length - len(body)
+            self.watch_client()
+        return True
+
+    def _body_received(self, data: bytes) -> None:
+        self._body.append(data[: self._missing])
+        ahead = data[self._missing :]
+        self._missing -= len(self._body[-1])
+        if self._missing == 0 and self._head is not None:
+            head, self._head = self._head, None
+            body, self._body = b"".join(self._body), []
+            self._answer(head, body, ahead)
+
+    def _answer(self, head: OrdinaryHead, body: bytes, ahead: bytes) -> None:
+        """Relay the request; the channel is busy until its answer is over.
+
+        :param ahead: what came behind the request already.
+        """
+        self._handlingRequest = True  # twisted.web's own word for it: back-pressure then does not stop our reading
+        self.setTimeout(None)
+        if ahead:
+            self.keep_ahead(ahead)
+        request_id = acceptable_request_id(head.index.get(REQUEST_ID)) or secrets.token_hex(16)
+        fields = b"%bAccept-Encoding: identity\r\nX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
+        call = ChatCall(b"POST", head.target, fields, body, request_id, self._client_of(head.index))
+        downstream = self._downstream = FrontDownstream(self, self._write, request_id)
+
+        def ended(record: RequestRecord, error: ApiError | None) -> None:
+            self._exchange = None
+            if error is not None:
+                downstream.refuse(error)
+            if error is not None or record.outcome == "complete":
+                self._answered()
+
+        try:
+            exchange = self.site.relay.open(call, downstream, ended)
+        except ApiError as error:
+            downstream.refuse(error)
+            self._answered()
+            return
+        self._exchange = exchange
+        exchange.start()
+
+    def _client_of(self, index: dict[bytes, bytes]) -> Client:
+        """The sender as this request names it; the same object as long as a connection's requests name the same."""
+        forwarded_for = index.get(b"x-forwarded-for")
+        named = (
+            index.get(b"authorization"),
+            forwarded_for,
+            index.get(b"x-session-id"),
+            index.get(b"x-session-affinity"),
+        )
+        if self._client is None or named != self._named:
+            forwarded = () if forwarded_for is None else (forwarded_for,)
+            self._client = Client(peer_of(self.transport.getPeer()), named[0], forwarded, named[2], named[3])
+            self._named = named
+        return self._client
+
+    def _answered(self) -> None:
+        """The answer is complete: the next request may come, or is already here."""
+        self._downstream = None
+        self._handlingRequest = False
+        if self.on_last_answer or not self.persistent:
+            self.loseConnection()
+            return
+        self.setTimeout(self.timeOut)
+        if self._dataBuffer:
+            self.callLater(0, self._read_ahead)
+
+    def _read_ahead(self) -> None:
+        ahead, self._dataBuffer, self._ahead_bytes = b"".join(self._dataBuffer), [], 0
+        if self.transport.connected:
+            self.dataReceived(ahead)
+
+
+class FrontSite(GatewaySite):
+    """The listening factory whose channels read ordinary chat requests themselves.
+
+    :param relay: what answers them.
+    """
+
+    protocol: Any = FrontChannel
+
+    def __init__(self, relay: ChatRelay, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.relay = relay

@@ -1,0 +1,90 @@
+"""Time after the commit boundary: how long an upstream may be silent, and a client take nothing."""
+
+from collections.abc import Callable
+
+import attrs
+
+from chutes_autopilot.upstream.deadlines import Deadlines
+
+LOOKS = 8
+"""How often within the shorter of the two times a stream is looked at: that part of it is how late one can end."""
+
+
+@attrs.frozen
+class Patience:
+    """Seconds an upstream may send no data, and seconds a client may take none of what waits for it."""
+
+    stream_idle: float
+    write_stall: float
+
+
+class Watch:
+    """Two deadlines that cost nothing while bytes flow: nothing is set anew for a piece of a body.
+
+    Whoever relays sets ``heard_at`` to the clock's time at each piece, and every now and then a look is taken at it.
+    While the client's back-pressure has paused the upstream, the upstream's time stands still, and the looks are at
+    the client: whether ``unsent()`` changes. (A transport resumes its producer only when its buffer is empty. To a
+    client that reads slowly that may be long, but it does take something.)
+
+    :param now: the clock of ``deadlines``.
+    :param unsent: bytes that the client has yet to take.
+    :param idle: called once when the upstream's time is over.
+    :param stalled: called once when the client's time is over.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        deadlines: Deadlines,
+        patience: Patience,
+        unsent: Callable[[], int],
+        idle: Callable[[], None],
+        stalled: Callable[[], None],
+    ) -> None:
+        self._now = now
+        self._deadlines = deadlines
+        self._patience = patience
+        self._unsent = unsent
+        self._idle = idle
+        self._stalled = stalled
+        self._step = min(patience.stream_idle, patience.write_stall) / LOOKS
+        self._paused_at: float | None = None
+        self._left = 0
+        self._taken_at = 0.0
+        self.heard_at = now()
+        """When the upstream last sent what counts as data."""
+        self._next_look = deadlines.start(self._step, self._look)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client has yet to take what was written."""
+        return self._paused_at is not None
+
+    def pause(self) -> None:
+        """The client's transport holds as much as it may."""
+        if self._paused_at is None:
+            self._paused_at = self._taken_at = self._now()
+            self._left = self._unsent()
+
+    def resume(self) -> None:
+        """The client has taken everything."""
+        if self._paused_at is not None:
+            self.heard_at += self._now() - self._paused_at
+            self._paused_at = None
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._next_look.cancel()
+
+    def _look(self) -> None:
+        now = self._now()
+        if self._paused_at is None:
+            if now - self.heard_at >= self._patience.stream_idle:
+                self._idle()
+                return
+        elif (left := self._unsent()) != self._left:
+            self._left, self._taken_at = left, now
+        elif now - self._taken_at >= self._patience.write_stall:
+            self._stalled()
+            return
+        self._next_look = self._deadlines.start(self._step, self._look)

@@ -1,0 +1,62 @@
+"""SIGHUP: what the operator changed in the env file takes effect without a restart, as far as it can."""
+
+from collections.abc import Callable
+
+import attrs
+from twisted.logger import Logger
+
+from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
+
+NEEDS_RESTART = frozenset(
+    {
+        "listen_addr",
+        "backend_base_url",
+        "models_url",
+        "models_refresh",
+        "utilization_url",
+        "utilization_refresh",
+        "client_key_secret",
+        "client_key_secret_file",
+        "log_format",
+        "ssl_cert_file",
+    }
+)
+"""Fields of Settings that are read once, at the start."""
+
+_log = Logger()
+
+
+@attrs.define(eq=False)
+class Reload:
+    """Reads the settings again and applies them; faulty ones are refused whole, and those in force stay.
+
+    :param settings: in force.
+    :param read: gives the settings anew, or raises SettingsError; None where there is no env file to read.
+    :param apply: puts settings into force; heeds no field of NEEDS_RESTART.
+    """
+
+    settings: Settings
+    read: Callable[[], Settings] | None
+    apply: Callable[[Settings], None]
+
+    def __call__(self, reason: str) -> None:
+        """Do it, and say in the log what came of it.
+
+        :param reason: what asked for it: the name of the signal.
+        """
+        if self.read is None:
+            _log.warn("{reason} ignored: there is no --env-file to read again", reason=reason)
+            return
+        try:
+            new = self.read()
+        except SettingsError as error:
+            _log.error("{reason}: the settings stay as they were: {faults}", reason=reason, faults=list(error.faults))
+            return
+        changed = [s for s in SETTINGS if getattr(new, s.field) != getattr(self.settings, s.field)]
+        later = [s.name for s in changed if s.field in NEEDS_RESTART]
+        now = [s.name for s in changed if s.field not in NEEDS_RESTART]
+        self.settings = attrs.evolve(new, **{field: getattr(self.settings, field) for field in NEEDS_RESTART})
+        self.apply(self.settings)
+        _log.info("{reason}: settings changed: {changed}", reason=reason, changed=now)
+        if later:
+            _log.warn("{reason}: changed, but it needs a restart: {changed}", reason=reason, changed=later)

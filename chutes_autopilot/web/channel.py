@@ -1,0 +1,260 @@
+"""One client connection on the reference path: strict about what is a request, bounded in bytes.
+
+twisted.web's HTTPChannel keeps what it is good at: bodies, pipelining, writing with back-pressure. Heads are read
+here, because it accepts more than is safe behind a proxy, and goes on parsing after a refusal.
+"""
+
+from socket import SO_ERROR, SOL_SOCKET
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ITCPTransport
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from zope.interface import implementer
+
+from chutes_autopilot.errors import ApiError
+from chutes_autopilot.web.request import GatewayRequest, too_large
+from chutes_autopilot.web.request_head import (
+    FORBIDDEN,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    RequestLine,
+    headers_too_large,
+    malformed,
+    read_header_lines,
+    read_request_line,
+    uri_too_long,
+)
+from chutes_autopilot.web.timed import Awaited, TimedChannel
+
+__all__ = ["Awaited", "GatewayChannel"]
+
+LINGER_SECONDS = 30.0
+"""How long a client may go on sending after a refusal before its connection is reset."""
+
+AHEAD_BYTES = 65536
+"""What a client may send ahead of the answer under way, beyond one request body."""
+
+PROBE_SECONDS = 0.3
+"""How long after the client's last byte, and then how often, it is found out whether it still reads."""
+
+
+@implementer(IHalfCloseableProtocol)
+class GatewayChannel(TimedChannel):
+    """One client connection."""
+
+    MAX_LENGTH = MAX_HEAD_BYTES  # of a line that has no end yet
+    requestFactory = GatewayRequest
+    persistent: bool
+    _networkProducer: Any
+    _line: RequestLine | None = None
+    _skipped_blank = False
+    _ahead_bytes = 0
+    _head_bytes = 0
+    _header_lines: list[bytes]
+    _probe: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        self._header_lines = []
+        super().connectionMade()
+        self.site.connections.opened(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+        super().connectionLost(reason)
+        self.site.connections.closed(self)
+
+    # what the client sends
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        super().dataReceived(data)
+        if self._busyReceiving or self._lingering:
+            return
+        if self.line_mode and FORBIDDEN.search(self._buffer.removesuffix(b"\r")):
+            # Such a line may never end: the client takes LF for a line end, or does not speak HTTP at all.
+            self.refuse(malformed("its head holds a control character"))
+        self.watch_client()
+
+    def lineReceived(self, line: bytes) -> bool:
+        """Collect a head; True stops the reading of lines."""
+        self._head_bytes += len(line) + 2
+        try:
+            if self._line is None:
+                self._first_line_received(line)
+            elif line:
+                self._header_lines.append(line)
+                if self._head_bytes > MAX_HEAD_BYTES or len(self._header_lines) > MAX_HEADERS:
+                    raise headers_too_large()
+            else:
+                self._head_complete(self._line)
+        except ApiError as error:
+            self.refuse(error)
+        return self._lingering
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse(headers_too_large() if self.requests else uri_too_long())
+
+    def _first_line_received(self, line: bytes) -> None:
+        if not line and not self._skipped_blank:
+            self._skipped_blank = True  # some clients end a body with one (RFC 9112 section 2.2)
+            return
+        self._line = read_request_line(line)
+        request = self.requestFactory(self, False)
+        request.aim(self._line.method, self._line.target, self._line.version)
+        self.requests.append(request)
+
+    def _head_complete(self, line: RequestLine) -> None:
+        request = self.requests[-1]
+        head = read_header_lines(self._header_lines, line.version)
+        self._line, self._header_lines, self._head_bytes, self._skipped_blank = None, [], 0, False
+        for name, value in head.headers:
+            request.requestHeaders.addRawHeader(name, value)
+        if head.length is not None and head.length > self.limits.max_request_bytes:
+            raise too_large(self.limits.max_request_bytes)
+        self._command, self._path, self._version = line.method, line.target, line.version
+        self.persistent = head.persistent
+        if not head.persistent:
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        request.gotLength(head.length)
+        if head.length == 0:
+            self.allContentReceived()
+            return
+        if head.length is None:
+            self._maybeChooseTransferDecoder(b"Transfer-Encoding", b"chunked")
+        else:
+            self._maybeChooseTransferDecoder(b"Content-Length", b"%d" % head.length)
+        if head.wants_continue:
+            self._send100Continue()
+        self.setRawMode()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        if self._handlingRequest:
+            self.keep_ahead(data)
+        else:
+            super().rawDataReceived(data)
+
+    def keep_ahead(self, data: bytes) -> None:
+        """Keep what a client sends ahead of the answer under way, to be read when its turn comes.
+
+        Reading goes on all the while, as only so a client that leaves is noticed; one that sends more than AHEAD_BYTES
+        beyond a whole request body is cut off.
+        """
+        kept: list[Any] = self._dataBuffer
+        if kept and isinstance(kept[-1], bytearray):
+            kept[-1] += data
+        else:
+            kept.append(bytearray(data))
+        self._ahead_bytes += len(data)
+        if self._ahead_bytes > self.limits.max_request_bytes + AHEAD_BYTES:
+            self.forceAbortClient()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """What twisted.web calls for a body that is not chunked as it should be."""
+        self.refuse(malformed("its body is not correctly chunked"))
+
+    def readConnectionLost(self) -> None:
+        """The client sends no more: some do so after a request and want its answer, others have left.
+
+        Only writing tells them apart, as the kernel of a client that left answers with a reset. What is written
+        is the answer itself. Where it does not begin in time it is a 100 Continue, which every HTTP/1.1 client has
+        to skip (RFC 9110 section 15.2), and where it has begun and stands still the client is taken to have left.
+        """
+        if self._lingering or not self._handlingRequest:
+            self.loseConnection()
+        elif self._probe is None:
+            self.persistent = self.persistent and any(self._dataBuffer)
+            self._probe = self.callLater(PROBE_SECONDS, self._probe_client, self.written())
+
+    def _probe_client(self, written_before: int | None, first: bool = True) -> None:
+        self._probe = None
+        written = self.written()
+        if not self._handlingRequest:
+            self.loseConnection()
+            return
+        silent = first and written == written_before
+        was_reset = self.transport.getHandle().getsockopt(SOL_SOCKET, SO_ERROR) != 0
+        if was_reset or written is None or (silent and not self._may_continue(written)):
+            self.forceAbortClient()
+            return
+        if silent:
+            self._send100Continue()
+        self._probe = self.callLater(PROBE_SECONDS, self._probe_client, None, False)
+
+    def _may_continue(self, written: int) -> bool:
+        """Whether 100 Continue may be sent now."""
+        return written == 0 and self.requests[0].clientproto == b"HTTP/1.1"
+
+    def writeConnectionLost(self) -> None:
+        """What `linger` asked for."""
+
+    # what is answered
+
+    @property
+    def on_last_answer(self) -> bool:
+        """Whether the service is stopping, so that no request may follow the one being answered."""
+        draining: bool = self.site.connections.draining
+        return draining
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
+        """While the service stops, tell the client that this is the connection's last answer."""
+        if self.on_last_answer:
+            headers.setRawHeaders(b"Connection", [b"close"])
+        super().writeHeaders(version, code, reason, headers)
+
+    def written(self) -> int | None:
+        """How far the answer under way has been written, 0: not begun; None where that is not known."""
+        if not self.requests:
+            return None
+        written: int = self.requests[0].startedWriting + self.requests[0].sentLength
+        return written
+
+    def requestDone(self, request: Request) -> None:
+        self._ahead_bytes = 0
+        if self.on_last_answer:
+            self.persistent = False
+        super().requestDone(request)
+
+    def refuse(self, error: ApiError) -> None:
+        """Answer a request before all of it was received; nothing that follows is read as a request."""
+        if self._lingering:
+            return
+        request = self.incoming()
+        self.site.refused(request, error)
+        request.refuse_unread(error)
+        self.linger()
+
+    def incoming(self) -> GatewayRequest:
+        """The request that is being received, as far as it is known."""
+        if not self.requests:
+            self.requests.append(self.requestFactory(self, False))
+            self.requests[0].clientproto = b"HTTP/1.1"
+        request: GatewayRequest = self.requests[-1]
+        return request
+
+    # how the connection ends
+
+    def linger(self) -> None:
+        """Discard what the client still sends until it closes, at most LINGER_SECONDS.
+
+        Closing at once would reset the connection under the unread bytes and take the answer with it
+        (RFC 9112 section 9.6).
+        """
+        self._lingering = True
+        self.watch_client()
+        self._buffer = b""
+        if self._abortingCall is None:
+            self._abortingCall = self.callLater(LINGER_SECONDS, self.forceAbortClient)
+        self._networkProducer.unregisterProducer()
+        transport, resume = self.transport, self._networkProducer.resumeProducing
+        if self.isSecure():
+            transport.loseConnection()  # says goodbye; the connection closes when the client did too
+        elif ITCPTransport.providedBy(transport):
+            transport.loseWriteConnection()
+            resume()

@@ -1,0 +1,153 @@
+"""How long a client may take, and the closing of its connection: a twisted.web channel with total times.
+
+twisted.web's one timeout begins anew with every byte, so a client that drips could hold a connection for ever.
+"""
+
+from enum import Enum
+from typing import Any
+
+import attrs
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+
+from chutes_autopilot.errors import ApiError
+from chutes_autopilot.upstream.deadlines import Deadline
+from chutes_autopilot.web.request import CUT_SECONDS
+
+
+@attrs.frozen
+class ClientLimits:
+    """What a client may take: bytes of a body, and seconds.
+
+    :param header_timeout: for a whole head from its first byte; for the first one, from the connection on.
+    :param body_timeout: for a whole body from the end of its head.
+    :param idle_timeout: between an answer and the next request.
+    """
+
+    max_request_bytes: int
+    header_timeout: float
+    body_timeout: float
+    idle_timeout: float
+
+
+class Awaited(Enum):
+    """What the gateway waits for from a client."""
+
+    HEAD = "head"
+    BODY = "body"
+    NEXT_REQUEST = "next request"
+
+
+class TimedChannel(HTTPChannel):
+    """One client connection, which waits for its client no longer than the site's limits allow."""
+
+    requests: list[Any]
+    site: Any  # a GatewaySite
+    transport: Any
+    callLater: Any
+    _abortingCall: IDelayedCall | None
+    _deadline: Deadline | None = None
+    _awaited: Awaited | None = None
+    _fresh = True  # no request has been read yet
+    _lingering = False  # the connection is ending: nothing that comes is read
+
+    @property
+    def limits(self) -> ClientLimits:
+        """The limits in force."""
+        limits: ClientLimits = self.site.limits
+        return limits
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return not (self.requests or self._handlingRequest or self._buffer or self._lingering)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._end_time()
+        super().connectionLost(reason)
+
+    def refuse(self, error: ApiError) -> None:
+        """Answer a request before all of it was received; nothing that follows is read as a request."""
+        raise NotImplementedError
+
+    def awaited(self) -> Awaited | None:
+        """What is waited for now; None while a request is being answered."""
+        if self._lingering or self._handlingRequest:
+            return None
+        if not self.line_mode:
+            return Awaited.BODY
+        return Awaited.HEAD if self._fresh or self.requests or self._buffer else Awaited.NEXT_REQUEST
+
+    def watch_client(self) -> None:
+        """Begin the time of what is waited for, unless it runs already."""
+        awaited = self.awaited()
+        if awaited is self._awaited:
+            return
+        self._end_time()
+        limits = self.limits
+        match awaited:
+            case Awaited.HEAD:
+                self._begin_time(awaited, limits.header_timeout)
+            case Awaited.BODY:
+                self._begin_time(awaited, limits.body_timeout)
+            case Awaited.NEXT_REQUEST:
+                self._begin_time(awaited, limits.idle_timeout)
+
+    def _begin_time(self, awaited: Awaited, seconds: float) -> None:
+        self._awaited = awaited
+        self._deadline = self.site.deadlines.start(seconds, self._too_slow)
+
+    def _end_time(self) -> None:
+        self._awaited = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def setTimeout(self, period: float | None) -> float | None:
+        """twisted.web says here when it begins and ends to wait for a client; the times are those above."""
+        if period is None:
+            self._fresh = False
+            self._end_time()
+        else:
+            self.watch_client()
+        timeout: float | None = self.timeOut
+        return timeout
+
+    def resetTimeout(self) -> None:
+        """No byte prolongs anything."""
+
+    def _too_slow(self) -> None:
+        awaited = self._awaited
+        self._end_time()
+        if awaited is not self.awaited():
+            self.watch_client()
+        elif awaited is Awaited.NEXT_REQUEST or not (self.requests or self._buffer or awaited is Awaited.BODY):
+            self.close_soon(CUT_SECONDS)  # nothing was asked, so there is nothing to answer
+        else:
+            what = "head" if awaited is Awaited.HEAD else "body"
+            self.refuse(ApiError("request_timeout", f"The request's {what} took too long to arrive; send it again."))
+
+    def close_soon(self, seconds: float) -> None:
+        """Close when everything written was sent, by force after ``seconds``."""
+        self._lingering = True  # over TLS the client can go on sending
+        if self._abortingCall is None:
+            self._abortingCall = self.callLater(seconds, self.forceAbortClient)
+        super().loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close when everything written was sent, which a client that does not read cannot delay for ever."""
+        self.close_soon(self.limits.idle_timeout)
+
+    def close_if_idle(self) -> None:
+        """Close, unless a request is being received or answered."""
+        if self.idle:
+            self.close_soon(CUT_SECONDS)
+
+    def forceAbortClient(self) -> None:
+        """As in twisted.web, without its log line, which holds the client's address."""
+        if self._abortingCall is not None and self._abortingCall.active():
+            self._abortingCall.cancel()
+        self._abortingCall = None
+        self.transport.abortConnection()

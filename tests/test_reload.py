@@ -1,0 +1,88 @@
+"""Settings read again: each is applied or named as needing a restart, and a faulty set changes nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import formatEvent, globalLogPublisher
+
+from chutes_autopilot.composition import build
+from chutes_autopilot.reload import NEEDS_RESTART, Reload
+from chutes_autopilot.settings import Settings, SettingsError, read_settings
+
+READ_WHEN_NEEDED = {"readyz_max_snapshot_age", "readyz_max_allowlist_age", "control_plane_timeout"}
+"""What is read from the settings in force each time anew."""
+
+ELSEWHERE = {"log_level", "warnings"}
+"""The level is applied beside the service; warnings are for the start."""
+
+
+def settings(**environ: str) -> Settings:
+    return read_settings(environ, lambda path: Path(path).read_text())
+
+
+class Noting:
+    """Settings that note which of their values were asked for."""
+
+    def __init__(self, values: Settings) -> None:
+        self._values = values
+        self.asked: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.add(name)
+        return getattr(self._values, name)
+
+
+def test_every_setting_is_applied_or_needs_a_restart() -> None:
+    """A new setting that is forgotten on one of the two sides is found here."""
+    service = build(settings(), MemoryReactorClock(), ())
+    noting: Any = Noting(settings(TRUST_PROXY_HEADERS="true", TRUSTED_PROXY_CIDRS="10.0.0.0/8"))
+    service.apply(noting)
+    fields = {field.name for field in attrs.fields(Settings)}
+    assert noting.asked == fields - NEEDS_RESTART - READ_WHEN_NEEDED - ELSEWHERE
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event.get("log_namespace") == "chutes_autopilot.reload":
+            lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+def test_what_needs_a_restart_stays_and_is_named_until_it_came(log: list[str]) -> None:
+    """The rest of the same file is applied; secrets are named, never shown."""
+    applied: list[Settings] = []
+    new = settings(MAX_REQUEST_BYTES="5", LOG_FORMAT="json", CLIENT_KEY_SECRET="a-new-secret-0123")
+    reload = Reload(settings(), lambda: new, applied.append)
+    reload("SIGHUP")
+    reload("SIGHUP")
+    assert [(s.max_request_bytes, s.log_format, s.client_key_secret) for s in applied] == [(5, "text", None)] * 2
+    later = "SIGHUP: changed, but it needs a restart: ['CLIENT_KEY_SECRET', 'LOG_FORMAT']"
+    assert log == [
+        "SIGHUP: settings changed: ['MAX_REQUEST_BYTES']",
+        later,
+        "SIGHUP: settings changed: []",
+        later,
+    ]
+
+
+def test_faulty_settings_are_refused_whole(log: list[str]) -> None:
+    """All faults are named, and nothing is applied."""
+
+    def faulty() -> Settings:
+        raise SettingsError(("A: must be x", "B: must be y"))
+
+    before = settings()
+    reload = Reload(before, faulty, lambda new: pytest.fail("applied"))
+    reload("SIGHUP")
+    assert reload.settings is before
+    assert log == ["SIGHUP: the settings stay as they were: ['A: must be x', 'B: must be y']"]
