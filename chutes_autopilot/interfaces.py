@@ -23,6 +23,8 @@ class IUpstreamAttempt(Interface):
 
     observer = Attribute("The IAttemptObserver that hears of the answer; replaced at the commit boundary.")
 
+    whole = Attribute("Whether, once the head was reported, the rest of the response is at hand and follows at once.")
+
     def start() -> None:
         """Send the request."""
 

@@ -21,7 +21,12 @@ from chutes_autopilot.web.connections import ClientConnections
 FULL_LOG_SECONDS = 60.0
 """How often, at most, the log says that no further connection is taken."""
 
-_PORT = re.compile(r"(?:haproxy:)?(?:tcp|tcp6|ssl|tls):(?:(?:.*[^\\]:)?port=)?(-?[0-9]+)(?![^:])")
+_PORT = re.compile(r"(?:haproxy:)?(?:tcp:|tcp6:|ssl:|tls:(?:[^:]*:)?)(?:(?:.*[^\\]:)?port=)?(-?[0-9]+)(?![^:])")
+_TLS = re.compile("(?:haproxy:)?tls:")
+_TLS_USAGE = (
+    "tls: takes a directory that has certificates for host names, and their keys, in .pem files, "
+    "as in tls:/dir:port=8443; for single files there is ssl:8443:privateKey=key.pem:certKey=cert.pem"
+)
 
 
 def check_endpoint(reactor: IReactorCore, endpoint: str) -> None:
@@ -32,10 +37,14 @@ def check_endpoint(reactor: IReactorCore, endpoint: str) -> None:
     port = _PORT.match(endpoint)
     if port and not 0 <= int(port[1]) <= 65535:
         raise ValueError(f"cannot use the endpoint {endpoint!r}: the port must be from 0 to 65535")
+    tls = _TLS.match(endpoint)
     try:
-        serverFromString(reactor, endpoint)
+        server: Any = serverFromString(reactor, endpoint.removeprefix("haproxy:") if tls else endpoint)
+        if tls:  # Twisted would also listen without a certificate, and fail each client
+            server.connectionCreator.serverConnectionForTLS(None).get_context().check_privatekey()
     except Exception as error:  # every kind of endpoint fails in its own way
-        raise ValueError(f"cannot use the endpoint {endpoint!r}: {_reason(error)}") from error
+        reason = _TLS_USAGE if tls and isinstance(error, TypeError | SSL.Error) else _reason(error)
+        raise ValueError(f"cannot use the endpoint {endpoint!r}: {reason}") from error
 
 
 def _reason(error: BaseException | None) -> str:

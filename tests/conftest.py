@@ -38,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _limited(item.obj, marker.args[0] if marker else WAIT_LIMIT)
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test need not be looked at by the collections after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 class LoggedErrors:
     """Failures that were logged while a test ran; ``flush`` takes back those the test expected."""
 

@@ -52,6 +52,7 @@ def test_endpoints_may_be_repeated(tmp_path: Path) -> None:
         ("tcp:-1", "the port must be from 0 to 65535"),
         ("tcp:interface=127.0.0.1:port=70000", "the port must be from 0 to 65535"),
         ("haproxy:tcp:70000", "the port must be from 0 to 65535"),
+        ("tls:/dir:70000", "the port must be from 0 to 65535"),
         ("tcp:80:nonsense=1", "an argument is missing, or there is one too many"),
         ("ssl:443:privateKey=/nowhere/a.pem", "No such file or directory: /nowhere/a.pem"),
         ("ssl:443:privateKey=/dev/null", "the certificate or the key cannot be read"),

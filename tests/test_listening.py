@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import formatEvent, globalLogPublisher
 
-from chutes_autopilot.listening import ListeningService
+from chutes_autopilot.listening import ListeningService, check_endpoint
 from chutes_autopilot.web.connections import ClientConnections
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
@@ -101,6 +101,53 @@ def test_why_an_endpoint_failed(capfd: pytest.CaptureFixture[str], endpoint: str
     with pytest.raises(SystemExit):
         listening_on(endpoint).privilegedStartService()
     assert capfd.readouterr().err == f"chutes-autopilot: cannot listen on '{endpoint}': {reason}\n"
+
+
+@pytest.fixture
+def tls_directories(tmp_path: Path) -> Path:
+    """Directories with a certificate in one file and its key in another, and such where something is missing."""
+    ours, other = (trustme.CA().issue_cert("localhost") for _ in range(2))
+    for name, key in {"whole": ours, "other_key": other, "no_key": None}.items():
+        (tmp_path / name).mkdir()
+        ours.cert_chain_pems[0].write_to_path(tmp_path / name / "cert.pem")
+        if key:
+            key.private_key_pem.write_to_path(tmp_path / name / "key.pem")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+in_twisted = pytest.mark.filterwarnings("ignore:X509.get_.* is deprecated:DeprecationWarning")
+
+
+@in_twisted
+@pytest.mark.parametrize("endpoint", ["tls:{}/whole:port=0", "tls:{}/whole:8443", "haproxy:tls:{}/whole:port=0"])
+def test_tls_takes_a_directory_with_a_certificate_and_its_key(tls_directories: Path, endpoint: str) -> None:
+    """Such an endpoint passes the check."""
+    check_endpoint(reactor, endpoint.format(tls_directories))
+
+
+@in_twisted
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tls:/nowhere:port=0",
+        "tls:{}/empty:port=0",
+        "tls:{}/no_key:port=0",
+        "tls:{}/other_key:port=0",
+        "haproxy:tls:{}/empty:port=0",
+        "tls:0:privateKey={}/whole/key.pem:certKey={}/whole/cert.pem",
+    ],
+)
+def test_tls_without_a_certificate_is_refused(tls_directories: Path, endpoint: str) -> None:
+    """It would listen and fail every client, so it is refused before the start, in one line that says how it goes."""
+    endpoint = endpoint.replace("{}", str(tls_directories))
+    with pytest.raises(ValueError, match="cannot use the endpoint") as refused:
+        check_endpoint(reactor, endpoint)
+    assert str(refused.value) == (
+        f"cannot use the endpoint {endpoint!r}: "
+        "tls: takes a directory that has certificates for host names, and their keys, in .pem files, "
+        "as in tls:/dir:port=8443; for single files there is ssl:8443:privateKey=key.pem:certKey=cert.pem"
+    )
 
 
 class SlowEndpoint:

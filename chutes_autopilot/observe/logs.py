@@ -51,13 +51,15 @@ def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
 
 @implementer(ILogFilterPredicate)
 class _Noise:
-    """Stops Twisted's events that hold client addresses, or that only name an object in memory."""
+    """Stops Twisted's events that hold client addresses or hashes of keys, or that only name an object in memory."""
 
     def __call__(self, event: LogEvent) -> Any:
         namespace = str(event.get("log_namespace", ""))
         noise = (
             # "Timing out client: {peer}", "EMFILE recovery: Closed socket from {address}" and their kin
             (namespace.startswith("twisted.") and ("peer" in event or "address" in event))
+            # "unused private key at {path} with hash {hash}", and a warning for each client without a known host name
+            or namespace == "twisted.protocols._sni"
             or event.get("log_format") in ("Starting factory {factory!r}", "Stopping factory {factory!r}")
         )
         return PredicateResult.no if noise else PredicateResult.maybe

@@ -14,20 +14,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
-MAX_RECORDS = 100_000
+MAX_RECORDS = 50_000
 """Records one list may have; the platform has some 500."""
 
-MAX_RECORD_BYTES = 128 * 1024
-"""Size of one record: the most laborious one takes some 30 ms to decode. The platform's have a few KiB at most."""
+MAX_RECORD_BYTES = 64 * 1024
+"""Size of one record; the platform's have a few KiB, and the worst of this size takes some 20 ms to decode."""
 
-MAX_BRACKETS = 1_000_000
-"""Brackets a body may have that are walked one by one: some 2 seconds, in slices."""
+MAX_STEPS = 1_000_000
+"""Steps of the walk through one body: some seconds in all. An ordinary record takes two."""
 
 SLICE = 1_000
 """Rows handled between two yields: about 5 ms."""
 
 SLICE_BYTES = 16 * 1024
 """Bytes walked between two yields: well under 1 ms for ordinary records."""
+
+_STEP_BYTES = 32
+"""What a step costs even where it is short, as so many bytes."""
 
 _NAME_LIMIT = 256
 _CHUTE_ID_LIMIT = 64
@@ -94,26 +97,30 @@ def records_of_data(body: bytes) -> Iterator[bytes | None]:
         raise FeedError("unexpected JSON: no member 'data'")
 
 
-def _nested(levels: int) -> bytes:
-    flat = rb'[^"\[\]{}]++|"' + _TEXT.pattern + rb'"'
-    return flat + rb"|[\[{](?:" + _nested(levels - 1) + rb")*+[\]}]" if levels else flat
-
-
-# All quantifiers are possessive: they never go back, which keeps the time proportional to the length.
+# Nothing here ever goes back, which keeps the time proportional to the length. Repeated groups are atomic, (?>...),
+# for possessive ones match wrongly before Python 3.11.5.
 _WHITE_SPACE = re.compile(rb"[ \t\n\r]*+")
 _LITERAL = re.compile(rb'[^ \t\n\r",:\[\]{}]*+')
-_TEXT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_INSIDE = re.compile(rb"(?:" + _nested(4) + rb")*+", re.DOTALL)
+_TEXT = re.compile(rb'(?>(?:[^"\\]++|\\.)*)', re.DOTALL)
+
+
+def _inside(levels: int) -> bytes:
+    """What stands between brackets, with so many levels of brackets inside."""
+    brackets = rb"|[\[{]" + _inside(levels - 1) + rb"[\]}]" if levels else b""
+    return rb'(?>(?:[^"\[\]{}]++|"' + _TEXT.pattern + rb'"' + brackets + rb")*)"
+
+
+_INSIDE = re.compile(_inside(4), re.DOTALL)
 
 
 class _Walk:
-    """Goes through a body from mark to mark, no further than SLICE_BYTES in one go."""
+    """Goes through a body in steps, none of them over more than SLICE_BYTES."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._at = 0
-        self._paused_at = 0
-        self._brackets_left = MAX_BRACKETS
+        self._slice_left = SLICE_BYTES
+        self._steps_left = MAX_STEPS
 
     def take(self, *marks: bytes) -> bytes:
         """Go past the next mark, which must be one of these; which one it was."""
@@ -145,7 +152,7 @@ class _Walk:
         self._next()
         start, depth = self._at, 0
         while True:
-            if self._is_due():
+            if self._count_step():
                 yield
             mark = self._mark()
             if not mark or (not depth and mark in b"]},:"):
@@ -155,9 +162,6 @@ class _Walk:
             elif mark in b"[{":
                 self._at += 1
                 depth += 1
-                self._brackets_left -= 1
-                if self._brackets_left < 0:
-                    raise FeedError(f"more than {MAX_BRACKETS} brackets")
             elif mark in b"]}":
                 self._at += 1
                 depth -= 1
@@ -176,15 +180,19 @@ class _Walk:
                 break
             if self._at == start:
                 raise FeedError(f"unexpected JSON: no end of the string at byte {start}")
-            if self._is_due():
+            if self._count_step():
                 yield
         self._at += 1
 
-    def _is_due(self) -> bool:
+    def _count_step(self) -> bool:
         """Whether other work should run before the next step."""
-        if self._at - self._paused_at < SLICE_BYTES:
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            raise FeedError(f"unexpected JSON: more than {MAX_STEPS} steps")
+        self._slice_left -= _STEP_BYTES
+        if self._slice_left > 0:
             return False
-        self._paused_at = self._at
+        self._slice_left = SLICE_BYTES
         return True
 
     def _next(self) -> bytes:
@@ -196,8 +204,9 @@ class _Walk:
         return self._body[self._at : self._at + 1]
 
     def _go_over(self, pattern: re.Pattern[bytes]) -> None:
-        match = pattern.match(self._body, self._at, self._at + SLICE_BYTES)
-        self._at = match.end() if match else self._at
+        if match := pattern.match(self._body, self._at, self._at + SLICE_BYTES):
+            self._slice_left -= match.end() - self._at
+            self._at = match.end()
 
 
 def _finite(digits: str) -> float | None:

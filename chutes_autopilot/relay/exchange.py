@@ -175,9 +175,8 @@ class Exchange:
             attempt, self._downstream, head, self._clock, self._deadlines, self._limits.patience, self._relayed
         )
         attempt.observer = self._pipe
-        self._downstream.start(
-            head.status, head.reason, downstream_response_headers(head.headers, self._own_headers(model)), self._pipe
-        )
+        headers = downstream_response_headers(head.headers, head.names, self._own_headers(model))
+        self._downstream.start(head.status, head.reason, headers, self._pipe)
 
     def _own_headers(self, model: str) -> list[Header]:
         own = [(ATTEMPTS, b"%d" % len(self._record.attempts)), (REQUEST_ID, self._record.request_id.encode())]

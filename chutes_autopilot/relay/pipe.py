@@ -1,6 +1,6 @@
 """The one byte mover: after the commit boundary only this touches the upstream attempt and the client."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
@@ -11,7 +11,6 @@ from chutes_autopilot.observe.record import Outcome
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
 from chutes_autopilot.relay.watch import Patience, Watch
 from chutes_autopilot.upstream.deadlines import Deadlines
-from chutes_autopilot.wire.headers import Header
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import StreamGuard, error_event, is_plain_event_stream
 
@@ -56,12 +55,14 @@ class Pipe:
         self._attempt = attempt
         self._downstream = downstream
         self._ended = ended
-        self._guard = StreamGuard() if is_plain_event_stream(head.status, head.headers) else None
-        self._length = None if self._guard is None else _declared_length(head.headers)
+        self._guard = StreamGuard() if is_plain_event_stream(head.status, head.index) else None
+        self._length = None if self._guard is None else _declared_length(head.index)
         self._now = clock.seconds
         self._watch = Watch(
             self._now, deadlines, patience, downstream.unsent, self._upstream_idle, self._client_stalled
         )
+        if not attempt.whole:
+            self._watch.start()
         self._end_waits = False
         self.bytes_relayed = 0
         """Body bytes given to the client's transport so far."""
@@ -87,6 +88,7 @@ class Pipe:
             self._cut(TRUNCATED)
         elif self._watch.paused:
             self._end_waits = True
+            self._watch.start()
         else:
             self._finish()
 
@@ -139,8 +141,6 @@ class Pipe:
         self._downstream.reset()
 
 
-def _declared_length(headers: Iterable[Header]) -> int | None:
-    for name, value in headers:
-        if name.lower() == b"content-length" and (number := value.strip(b" \t,")).isdigit():
-            return int(number)
-    return None
+def _declared_length(index: Mapping[bytes, bytes]) -> int | None:
+    number = index.get(b"content-length", b"").strip(b" \t,")
+    return int(number) if number.isdigit() else None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import attrs
 
-from chutes_autopilot.upstream.deadlines import Deadlines
+from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 
 LOOKS = 8
 """How often within the shorter of the two times a stream is looked at: that part of it is how late one can end."""
@@ -53,7 +53,7 @@ class Watch:
         self._taken_at = 0.0
         self.heard_at = now()
         """When the upstream last sent what counts as data."""
-        self._next_look = deadlines.start(self._step, self._look)
+        self._next_look: Deadline | None = None
 
     @property
     def paused(self) -> bool:
@@ -72,9 +72,15 @@ class Watch:
             self.heard_at += self._now() - self._paused_at
             self._paused_at = None
 
+    def start(self) -> None:
+        """Begin to look; an answer that came whole has no time to be late in."""
+        if self._next_look is None:
+            self._next_look = self._deadlines.start(self._step, self._look)
+
     def stop(self) -> None:
         """Look no more."""
-        self._next_look.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
 
     def _look(self) -> None:
         now = self._now()

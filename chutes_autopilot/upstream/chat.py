@@ -60,6 +60,7 @@ class ChatAttempt:
         self._deadline: Deadline | None = None
         self._reused = False
         self._head_seen = False
+        self.whole = False
         self._sent_at = 0.0
         self.observer = observer
 
@@ -74,6 +75,8 @@ class ChatAttempt:
 
     def expect_body(self, timeout: float) -> None:
         """The first body byte must arrive within ``timeout`` seconds from now."""
+        if self.whole:
+            return
         self._disarm()
         self._deadline = self._deadlines.start(timeout, self._first_byte_late)
 
@@ -136,8 +139,9 @@ class ChatAttempt:
             self._disarm()
             self._deadline = self._deadlines.start(self._header_timeout, self._header_late)
 
-    def head(self, head: ResponseHead) -> None:
+    def head(self, head: ResponseHead, whole: bool) -> None:
         self._head_seen = True
+        self.whole = whole
         self._disarm()
         self.observer.head(head)
 

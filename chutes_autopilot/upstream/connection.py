@@ -6,6 +6,7 @@ from typing import Protocol as TypingProtocol
 
 from twisted.internet.interfaces import IHandshakeListener, IPullProducer
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -22,8 +23,8 @@ class ResponseReceiver(TypingProtocol):
     def wrote(self) -> None:
         """Request bytes were handed to the socket; the last call comes with the last byte."""
 
-    def head(self, head: ResponseHead) -> None:
-        """The complete final head arrived."""
+    def head(self, head: ResponseHead, whole: bool) -> None:
+        """The complete final head arrived, with ``whole`` together with everything to the response's end."""
 
     def body(self, data: bytes) -> None:
         """Body bytes arrived, transfer coding removed."""
@@ -76,6 +77,8 @@ class UpstreamConnection(Protocol):
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
         self._write = best_write(self.transport)
+        if isinstance(self.transport, Connection):
+            self.transport.protocol = self  # not the endpoint's wrapper, which has had its say: one call less a read
         self._made(self)
         if not self._secure:
             self._opened(self)
@@ -138,7 +141,7 @@ class UpstreamConnection(Protocol):
                 return
             match event:
                 case ResponseHead():
-                    receiver.head(event)
+                    receiver.head(event, isinstance(events[-1], End | Invalid))
                 case Body(data):
                     receiver.body(data)
                 case Invalid():

@@ -1,7 +1,7 @@
 """Which headers pass through a gateway and which end at it (RFC 9110 section 7.6.1)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 Header = tuple[bytes, bytes]
 
@@ -34,6 +34,9 @@ DROPPED_FROM_REQUESTS = HOP_BY_HOP | {
     REQUEST_ID,
 }
 """Request fields that end here or are written anew, lower case; beside them what Connection names and our own."""
+
+DROPPED_FROM_RESPONSES = HOP_BY_HOP | {REQUEST_ID}
+"""Response fields that end here or are written anew, lower case; beside them what Connection names and our own."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -76,17 +79,22 @@ def header_lines(headers: Iterable[Header]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def downstream_response_headers(received: Iterable[Header], own: Iterable[Header]) -> list[Header]:
+def downstream_response_headers(
+    received: Sequence[Header], names: Sequence[bytes], own: Iterable[Header]
+) -> list[Header]:
     """The headers of the client's answer: the upstream's end-to-end ones in their order, then our own.
 
     ``own`` replaces what the upstream sent under the same names; other ``x-chutes-autopilot-*`` fields of the
     upstream are dropped, because only this gateway can know them.
+
+    :param names: the lower-case name of each header received.
     """
-    received, own = list(received), list(own)
-    dropped = HOP_BY_HOP | named_by_connection(received) | {name.lower() for name, _ in own}
+    dropped = DROPPED_FROM_RESPONSES
+    if b"connection" in names:
+        dropped |= named_by_connection(received)
     kept = [
-        (name, value)
-        for name, value in received
-        if (lower := name.lower()) not in dropped and not lower.startswith(OWN_PREFIX)
+        header
+        for header, name in zip(received, names, strict=True)
+        if name not in dropped and not name.startswith(OWN_PREFIX)
     ]
-    return kept + own
+    return [*kept, *own]

@@ -23,6 +23,7 @@ _FIELDS = re.compile(_FIELD_LINES)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _FIELD = re.compile(rb"([^:]+):[ \t]*([^\r]*?)[ \t]*\r\n")
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n(" + _FIELD_LINES + rb")\r\n")
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
@@ -32,11 +33,24 @@ class _InvalidResponse(Exception):
 
 @attrs.frozen
 class ResponseHead:
-    """A complete final response head: status, reason phrase, and fields in the order received."""
+    """A complete final response head: status, reason phrase, and fields in the order received.
+
+    ``names`` are the fields' names in lower case, one for each; ``index`` gives the last value of each name.
+    """
 
     status: int
     reason: bytes
     headers: tuple[Header, ...]
+    names: tuple[bytes, ...] = attrs.field(init=False, eq=False, repr=False)
+    index: dict[bytes, bytes] = attrs.field(init=False, eq=False, repr=False)
+
+    @names.default
+    def _names(self) -> tuple[bytes, ...]:
+        return tuple([name.lower() for name, _ in self.headers])
+
+    @index.default
+    def _index(self) -> dict[bytes, bytes]:
+        return {name: header[1] for name, header in zip(self.names, self.headers, strict=True)}
 
 
 @attrs.frozen
@@ -150,8 +164,9 @@ class ResponseParser:
             if status == 101 or self._informational > MAX_INFORMATIONAL:
                 raise _InvalidResponse("an informational response that was not asked for")
             return True
-        self._choose_framing(status, old == b"0", headers)
-        events.append(ResponseHead(status, reason or b"", headers))
+        head_event = ResponseHead(status, reason or b"", headers)
+        self._choose_framing(head_event, old == b"0")
+        events.append(head_event)
         return True
 
     def _incomplete_head(self) -> bool:
@@ -164,15 +179,17 @@ class ResponseParser:
             raise _InvalidResponse("the response head is too long")
         return False
 
-    def _choose_framing(self, status: int, old: bool, headers: tuple[Header, ...]) -> None:
+    def _choose_framing(self, head: ResponseHead, old: bool) -> None:
         """How the body ends: RFC 9112 section 6.3. A length beside a coding, or two lengths, is a smuggler's."""
-        codings, lengths, options = _framing_fields(headers)
+        codings = _members(head, b"transfer-encoding")
+        lengths = _members(head, b"content-length")
+        options = _members(head, b"connection")
         self._reusable = b"close" not in options and (not old or b"keep-alive" in options)
         if len(lengths) > 1 or (lengths and codings) or not all(v.isdigit() and len(v) < 19 for v in lengths):
             raise _InvalidResponse("the content length is malformed")
         if codings and (codings != [b"chunked"] or old):
             raise _InvalidResponse("the transfer coding is not one that can be read")
-        if status in (204, 304):
+        if head.status in (204, 304):
             self._read = self._finish
         elif codings:
             self._read = self._read_chunk_line
@@ -201,6 +218,7 @@ class ResponseParser:
         return False
 
     def _read_chunk_line(self, events: list[Event]) -> bool:
+        self._take_whole_chunks(events)
         line = self._take_line(MAX_CHUNK_LINE_BYTES, "chunk size line")
         if line is None:
             return False
@@ -210,6 +228,20 @@ class ResponseParser:
         self._remaining = int(size[1], 16)
         self._read = self._read_chunk if self._remaining else self._read_trailer
         return True
+
+    def _take_whole_chunks(self, events: list[Event]) -> None:
+        """Take every chunk that is here from its size to its end: most reads hold nothing else."""
+        buffer, at, pieces = self._buffer, self._at, []
+        while (size := _PLAIN_SIZE.match(buffer, at)) is not None:
+            start = size.end()
+            end = start + int(size[1], 16)
+            if end == start or buffer[end : end + 2] != b"\r\n":
+                break
+            pieces.append(buffer[start:end])
+            at = end + 2
+        if pieces:
+            self._at = at
+            events.append(Body(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
 
     def _read_chunk(self, events: list[Event]) -> bool:
         self._take_body(events)
@@ -256,12 +288,9 @@ def _fields(lines: bytes) -> tuple[Header, ...]:
     return tuple(fields)
 
 
-def _framing_fields(headers: tuple[Header, ...]) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """The comma-separated members, lower case and over all lines, of what decides where the response ends:
-    Transfer-Encoding, Content-Length and Connection."""
-    members: dict[bytes, list[bytes]] = {b"transfer-encoding": [], b"content-length": [], b"connection": []}
-    for name, value in headers:
-        found = members.get(name.lower())
-        if found is not None:
-            found += [member for part in value.lower().split(b",") if (member := part.strip(b" \t"))]
-    return members[b"transfer-encoding"], members[b"content-length"], members[b"connection"]
+def _members(head: ResponseHead, name: bytes) -> list[bytes]:
+    """The comma-separated members of a field, lower case and over all its lines."""
+    if name not in head.index:
+        return []
+    values = [value for found, (_, value) in zip(head.names, head.headers, strict=True) if found == name]
+    return [member for value in values for part in value.lower().split(b",") if (member := part.strip(b" \t"))]

@@ -4,13 +4,12 @@ The format: https://html.spec.whatwg.org/multipage/server-sent-events.html#event
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from chutes_autopilot.errors import ApiError
-from chutes_autopilot.wire.headers import Header
 
 WINDOW_BYTES = 2048
 """How much of a stream's end decides; the last chunk, the usage chunk and ``[DONE]`` have about 700 bytes."""
@@ -33,18 +32,14 @@ client sees. ``unfinished``: nothing of these.
 """
 
 
-def is_plain_event_stream(status: int, headers: Iterable[Header]) -> bool:
-    """Whether a response is a stream of events whose bytes can be read: a 2xx with a body and without a coding."""
-    if not 200 <= status < 300 or status == 204:
+def is_plain_event_stream(status: int, index: Mapping[bytes, bytes]) -> bool:
+    """Whether a response is a stream of events whose bytes can be read: a 2xx with a body and without a coding.
+
+    :param index: its header values by lower-case name.
+    """
+    if not 200 <= status < 300 or status == 204 or b"content-encoding" in index:
         return False
-    media_type = b""
-    for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-encoding":
-            return False
-        if lower == b"content-type":
-            media_type = value.partition(b";")[0].strip().lower()
-    return media_type == b"text/event-stream"
+    return index.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"text/event-stream"
 
 
 def error_event(error: ApiError) -> bytes:

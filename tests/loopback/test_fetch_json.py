@@ -87,8 +87,9 @@ async def failure(url: str, **more: Any) -> FetchError:
         b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n["\xc3\r\n3\r\n\xa9"]\r\n0\r\n\r\n',
         b'HTTP/1.0 200 OK\r\n\r\n["\xc3\xa9"]',
         answer(gzip.compress(b'["\xc3\xa9"]'), b"Content-Encoding: gzip"),
+        answer(gzip.compress(gzip.compress(b'["\xc3\xa9"]')), b"Content-Encoding: gzip, gzip"),
     ],
-    ids=["length", "chunked", "close", "gzip"],
+    ids=["length", "chunked", "close", "gzip", "gzip twice"],
 )
 async def test_a_whole_answer_comes_back(response: bytes) -> None:
     """However the body is framed or zipped, its bytes come back."""
@@ -123,16 +124,35 @@ async def test_a_refused_answer_is_cut() -> None:
         assert (await failure(url)).reason == "status"
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-async def test_a_body_over_the_bound_is_cut(zipped: bool) -> None:
-    """One byte over the bound, after unzipping, ends the fetch and the connection; the bound itself passes."""
-    body = b" " * 1000
-    response = answer(gzip.compress(body), b"Content-Encoding: gzip") if zipped else answer(body)
+async def test_a_body_over_the_bound_is_cut() -> None:
+    """One byte over the bound ends the fetch and the connection; the bound itself passes."""
+    response = answer(b" " * 1000)
     async with peer(response) as (_, url):
-        assert await fetch(url, max_bytes=1000) == body
+        assert await fetch(url, max_bytes=1000) == b" " * 1000
     endless = response.replace(b"Content-Length: ", b"Content-Length: 9")
     async with peer(endless) as (_, url):
         assert (await failure(url, max_bytes=999)).reason == "too_large"
+
+
+async def test_the_bound_counts_what_is_unzipped() -> None:
+    """A small zipped body whose content is over the bound is refused; the bound itself passes."""
+    response = answer(gzip.compress(b" " * 1000), b"Content-Encoding: gzip")
+    async with peer(response) as (_, url):
+        assert await fetch(url, max_bytes=1000) == b" " * 1000
+    async with peer(response) as (_, url):
+        assert (await failure(url, max_bytes=999)).reason == "too_large"
+
+
+async def test_unzipping_much_gives_way_to_other_work() -> None:
+    """What comes out of a small zipped body comes out in pieces, each in a turn of its own."""
+    body = b" " * (1024 * 1024 + 1)
+    async with peer(answer(gzip.compress(body), b"Content-Encoding: gzip")) as (peers, url):
+        clock = Clock()
+        fetching = fetch(url, clock, max_bytes=len(body))
+        await peers.gone
+        assert not fetching.called
+        clock.advance(0)
+        assert await fetching == body
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
@@ -176,11 +196,17 @@ async def test_a_broken_answer_is_a_network_failure(sent: bytes) -> None:
         assert (await failure(url)).reason == "network"
 
 
-async def test_gzip_that_is_none_is_invalid() -> None:
+@pytest.mark.parametrize("body", [b"plain", gzip.compress(b"[]")[:-1]])
+async def test_gzip_that_is_none_or_not_whole_is_invalid(body: bytes) -> None:
     """A body that cannot be unzipped is refused, at once and not by the time limit."""
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
-    async with peer(head + b"4\r\nplain\r\n0\r\n\r\n") as (_, url):
-        assert (await failure(url)).reason == "invalid"
+    clock = Clock()
+    async with peer(answer(body, b"Content-Encoding: gzip")) as (peers, url):
+        failing = fetch(url, clock)
+        await peers.gone
+        clock.advance(0)
+        with pytest.raises(FetchError) as caught:
+            await failing
+        assert caught.value.reason == "invalid"
 
 
 async def test_nobody_listening_is_a_network_failure() -> None:

@@ -3,12 +3,15 @@
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from twisted.internet.address import IPv4Address
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.logger import LegacyLogObserverWrapper, Logger, LogLevel, globalLogPublisher
 from twisted.python import log as legacy_log
 from twisted.python.failure import Failure
@@ -161,6 +164,13 @@ def test_client_addresses_of_twisted_web_are_dropped() -> None:
     line = global_log("text", channel.timeoutConnection)
     channel.connectionLost(Failure(ConnectionError()))
     assert line == ""
+
+
+@pytest.mark.filterwarnings("ignore:X509.get_.* is deprecated:DeprecationWarning")  # in Twisted's own tls: endpoint
+def test_hashes_of_keys_are_dropped(tmp_path: Path) -> None:
+    """The line of Twisted's tls: endpoint about a key without a certificate holds a hash of it, so it is not logged."""
+    trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "key.pem")
+    assert global_log("text", lambda: serverFromString(MemoryReactor(), f"tls:{tmp_path}:port=0")) == ""
 
 
 def test_factories_start_silently() -> None:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chutes_autopilot.policy.catalog import Catalog, CatalogEntry, parse_catalog
-from chutes_autopilot.policy.feed_json import MAX_RECORDS, FeedError
+from chutes_autopilot.policy import feed_json
+from chutes_autopilot.policy.catalog import Catalog, CatalogEntry, parse_catalog, parse_catalog_in_slices
+from chutes_autopilot.policy.feed_json import MAX_RECORD_BYTES, MAX_RECORDS, SLICE_BYTES, FeedError
 
 
 def listing(*records: object) -> bytes:
@@ -58,6 +59,23 @@ def test_a_record_that_is_no_text_is_skipped_and_counted(record: bytes) -> None:
     assert (ids(catalog), catalog.skipped) == (["good"], 1)
 
 
+@pytest.mark.parametrize("record", [b'{"id":"bad",}', b'{"id":"bad","x":[}}', b'{"id":"bad" "x":1}', b"{bad}"])
+def test_a_record_that_is_no_json_is_skipped_and_counted(record: bytes) -> None:
+    """A record with its brackets in pairs costs only itself, whatever is between them."""
+    catalog = parse_catalog(b'{"data":[' + record + b',{"id":"good"}]}')
+    assert (ids(catalog), catalog.skipped) == (["good"], 1)
+
+
+def test_a_record_that_is_too_large_is_skipped_and_counted() -> None:
+    """One byte over the bound costs the record; the bound itself passes."""
+    frame = b'{"id":"a","x":"%s"}'
+    largest = frame % (b"x" * (MAX_RECORD_BYTES - len(frame % b"")))
+    catalog = parse_catalog(b'{"data":[' + largest + b',{"id":"b"}]}')
+    assert (ids(catalog), catalog.skipped) == (["a", "b"], 0)
+    catalog = parse_catalog(b'{"data":[' + largest.replace(b"xxx", b"xxxx", 1) + b',{"id":"b"}]}')
+    assert (ids(catalog), catalog.skipped) == (["b"], 1)
+
+
 def test_the_first_of_two_equal_ids_wins() -> None:
     """A repeated id is left out and counted; a shared chute belongs to the first model."""
     catalog = parse_catalog(
@@ -90,6 +108,8 @@ def test_what_is_no_json_number_reaches_clients_as_null(number: bytes) -> None:
         b"[NaN]",
         b"null",
         b"{}",
+        b'{"models":[{"id":"a"}]}',
+        b'{"data":[{"id":"a"}],"data":[{"id":"b"}]}',
         b'{"data":{}}',
         b'{"data":null}',
         b'{"data":NaN}',
@@ -100,6 +120,9 @@ def test_what_is_no_json_number_reaches_clients_as_null(number: bytes) -> None:
         b'{"data":[{"id":"a", "n":NaN}]} x',
         b'{"data":[{"id":"a", "n":NaN}',
         b'{"data":[{"id":"a", "n":NaN},]}',
+        b'{"data":[{"id":"a"} {"id":"b"}]}',
+        b'{"data":[{"id":"a"}], "n":"',
+        b'{"data":[{"id":"a"}], "n":"\\',
         b'{data:[{"id":"a"}]}',
         b'\xff{"data":[]}',
         b'{"data":' + b"[" * 100_000,
@@ -117,12 +140,43 @@ def test_an_empty_list_is_an_empty_catalog() -> None:
     assert parse_catalog(b'{"data":[]}') == parse_catalog(b' {"n":NaN, "data" : [ ] , "m":1} ') == Catalog(())
 
 
-@pytest.mark.parametrize("literal", [b"0", b"NaN"])
-def test_a_list_without_end_is_refused(literal: bytes) -> None:
-    """More records than any platform has are refused, however the list is read."""
-    body = b'{"data":[{"id":"a"}' + b"," + b",".join([literal] * MAX_RECORDS) + b"]}"
+def test_a_list_without_end_is_refused() -> None:
+    """More records than any platform has are refused."""
     with pytest.raises(FeedError, match="records"):
-        parse_catalog(body)
+        parse_catalog(b'{"data":[{"id":"a"}' + b",0" * MAX_RECORDS + b"]}")
+
+
+def test_a_laborious_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk through one body has a bound of its own, below which everything is read."""
+    monkeypatch.setattr(feed_json, "MAX_STEPS", 100)
+    frame = b'{"x":[%s0],"data":[]}'
+    assert parse_catalog(frame % (b"[[[[[[]]]]]]," * 8)) == Catalog(())
+    with pytest.raises(FeedError, match="steps"):
+        parse_catalog(frame % (b"[[[[[[]]]]]]," * 80))
+
+
+@pytest.mark.parametrize(
+    ("start", "filling", "end"),
+    [
+        (b'"', b"x", b'"'),
+        (b'"', rb"\"", b'"'),
+        (b"[", b"0,", b"0]"),
+        (b"[", b'"",', b"0]"),
+        (b"[", b"[],", b"0]"),
+        (b"[", b"[[[[[[[[]]]]]]]],", b"0]"),
+        (b"[", b" ", b"0]"),
+        (b"", b'["x",', b""),
+    ],
+    ids=["string", "escapes", "numbers", "strings", "lists", "deep lists", "white space", "never closed"],
+)
+def test_no_slice_is_long(start: bytes, filling: bytes, end: bytes) -> None:
+    """However a body is made, other work runs before the walk has gone 32 KiB further."""
+    body = b'{"n":NaN,"x":' + start + filling * (500_000 // len(filling)) + end + b',"data":[{"id":"a"}]}'
+    slices = 0
+    with suppress(FeedError):
+        for _ in parse_catalog_in_slices(body):
+            slices += 1
+    assert slices >= len(body) // (2 * SLICE_BYTES)
 
 
 @settings(deadline=None)
@@ -144,9 +198,12 @@ JSON = st.recursive(
 
 
 @settings(deadline=None)
-@given(st.lists(st.fixed_dictionaries({"id": st.text(max_size=8)}, optional={"x": JSON}), max_size=5), st.booleans())
-def test_both_ways_of_reading_agree(records: list[dict[str, object]], ascii_only: bool) -> None:
-    """A NaN somewhere in the answer changes nothing about the other records."""
-    models = json.dumps([{"id": "last"}, *records], ensure_ascii=ascii_only).encode("utf-8", "replace")
-    plain = parse_catalog(b'{"data": ' + models + b"}")
-    assert parse_catalog(b'{"data": ' + models + b' , "n": NaN}') == plain
+@given(st.lists(JSON, max_size=5), st.booleans(), st.integers(8, 60))
+def test_records_end_where_they_end(values: list[object], ascii_only: bool, slice_bytes: int) -> None:
+    """Every record comes as it was written, whatever is in it and wherever the slices end."""
+    records = [{"id": f"m{number}", "x": [[[value]]]} for number, value in enumerate(values)]
+    written = [json.dumps(record, ensure_ascii=ascii_only).encode() for record in records]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feed_json, "SLICE_BYTES", slice_bytes)
+        catalog = parse_catalog(b'{"n" : NaN , "data" : [ ' + b" , ".join(written) + b' ] , "x" : ["[\\"]"]}')
+    assert [entry.raw for entry in catalog.entries] == written

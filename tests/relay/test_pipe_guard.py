@@ -33,6 +33,8 @@ class Upstream:
     observer: Any = None
     asked: list[str] = field(factory=list)
 
+    whole = False
+
     def start(self) -> None:
         self.asked.append("start")
 

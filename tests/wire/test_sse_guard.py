@@ -202,4 +202,4 @@ def test_only_data_lines_count_as_life(pieces: list[bytes], alive: bool) -> None
 )
 def test_which_responses_are_event_streams(status: int, headers: list[tuple[bytes, bytes]], plain: bool) -> None:
     """A 2xx with a body that is text/event-stream and not encoded."""
-    assert is_plain_event_stream(status, headers) is plain
+    assert is_plain_event_stream(status, {name.lower(): value for name, value in headers}) is plain
