@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.findall(r'^__version__ = "([^"]+)"', (HERE / "chutes_autopilot/__init__.py").read_text(), re.M)[0]
+# Not ./build: pip builds in the checkout, and what an older build left there would be installed again.
+BUILD = TemporaryDirectory(prefix="chutes-autopilot-build-")
 
 TEST = [
     "pytest>=8.3,<10",
@@ -42,6 +45,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "mypy-zope>=1.0.17,<2", "types-PyYAML", "build>=1.2,<2"],
     },
+    options={"build": {"build_base": BUILD.name}},
     entry_points={"console_scripts": ["chutes-autopilot = chutes_autopilot.cli.main:main"]},
     classifiers=[
         "Framework :: Twisted",

@@ -71,3 +71,8 @@ class ApiError(Exception):
         """The JSON body; all four keys are always there (OpenAI API reference, error object)."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
+
+
+def internal_error() -> ApiError:
+    """The answer to whatever nobody foresaw; what it was is told to the log alone."""
+    return ApiError("internal_error", "The gateway failed on this request.")

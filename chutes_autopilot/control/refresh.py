@@ -110,7 +110,8 @@ class CatalogRefresh(_Refresh):
         last = self._snapshots.current.catalog
         self._believe(len(catalog.entries), len(last.entries) if last else 0)
         await self._snapshots.take_catalog(catalog, fetched_at)
-        return f"{len(catalog.entries)} models, {catalog.skipped} records skipped"
+        candidates = len(self._snapshots.current.ranking)
+        return f"{len(catalog.entries)} models, {catalog.skipped} records skipped, {candidates} candidates"
 
 
 @define(eq=False)

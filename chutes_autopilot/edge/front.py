@@ -59,9 +59,11 @@ class FrontChannel(GatewayChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.client_gone()
-        super().connectionLost(reason)
+        try:
+            if exchange is not None:
+                exchange.client_gone()
+        finally:
+            super().connectionLost(reason)
 
     @property
     def idle(self) -> bool:

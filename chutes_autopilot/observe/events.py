@@ -27,9 +27,10 @@ def request_finished(record: RequestRecord) -> None:
     total = _milliseconds(received, record.ended)
     text = (
         f"request id={record.request_id} status={record.status} outcome={record.outcome} mode={record.mode} "
-        f"stream={record.stream} error={record.error or '-'} selected={record.selected or '-'} "
-        f"candidates={','.join(record.candidates)} attempts={','.join(attempts)} first_byte_ms={first_byte} "
-        f"total_ms={total} overhead_ms={overhead} bytes_in={record.bytes_in} bytes_out={record.bytes_out}"
+        f"stream={'yes' if record.stream else 'no'} error={record.error or '-'} selected={record.selected or '-'} "
+        f"candidates={','.join(record.candidates) or '-'} attempts={','.join(attempts) or '-'} "
+        f"first_byte_ms={_shown(first_byte)} total_ms={_shown(total)} overhead_ms={_shown(overhead)} "
+        f"bytes_in={record.bytes_in} bytes_out={record.bytes_out}"
     )
     globalLogPublisher(
         {
@@ -60,14 +61,15 @@ def request_finished(record: RequestRecord) -> None:
 
 def control_plane_changed(source: str, state: str, detail: str) -> None:
     """The catalog or the utilization feed became ready, failed or recovered."""
-    _log.info(
-        "control plane {source}: {state} ({detail})", event="control_plane", source=source, state=state, detail=detail
+    level = LogLevel.warn if state == "failed" else LogLevel.info
+    _log.emit(
+        level,
+        "control plane {source}: {state} ({detail})",
+        event="control_plane",
+        source=source,
+        state=state,
+        detail=detail,
     )
-
-
-def setting_warned(warning: str) -> None:
-    """A setting that is legal but will not do what was hoped."""
-    _log.warn("{warning}", event="setting", warning=warning)
 
 
 def simulator_started(url: str) -> None:
@@ -90,6 +92,10 @@ def failed_unexpectedly(failure: Failure, what: str) -> None:
         what=what,
         where=[f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames],
     )
+
+
+def _shown(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.3f}"
 
 
 def _milliseconds(start: float, end: float | None) -> float | None:

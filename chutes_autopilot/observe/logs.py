@@ -16,6 +16,7 @@ from twisted.logger import (
     PredicateResult,
     formatEvent,
 )
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
@@ -43,10 +44,11 @@ def log_observer(stream: TextStream, fmt: Literal["text", "json"], level: Thresh
 
 
 def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
-    """Put the level, and the filter that keeps peer addresses out, before any observer (syslog's, for one)."""
+    """Put the level, and the filters that keep peer addresses and error texts out, before any observer (syslog's, for
+    one)."""
     if isinstance(level, str):
         level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
-    return FilteringLogObserver(observer, [_Noise(), level])
+    return FilteringLogObserver(_WithoutErrorTexts(observer), [_Noise(), level])
 
 
 @implementer(ILogFilterPredicate)
@@ -63,6 +65,23 @@ class _Noise:
             or event.get("log_format") in ("Starting factory {factory!r}", "Stopping factory {factory!r}")
         )
         return PredicateResult.no if noise else PredicateResult.maybe
+
+
+@implementer(ILogObserver)
+class _WithoutErrorTexts:
+    """Takes the texts of exceptions out of failures, as they may quote a request; type and traceback stay."""
+
+    def __init__(self, observer: ILogObserver) -> None:
+        self._observer = observer
+
+    def __call__(self, event: LogEvent) -> None:
+        failure = event.get("log_failure") or event.get("failure")
+        if isinstance(failure, Failure):
+            failure = Failure("", failure.type, failure.getTracebackObject())
+            event = {**event, "log_failure": failure}
+            if "failure" in event:  # from twisted.python.log, whose text has the exception's in it
+                event |= {"failure": failure, "log_text": event.get("why") or "unhandled error"}
+        self._observer(event)
 
 
 @implementer(ILogObserver)

@@ -5,9 +5,10 @@ from typing import Literal
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from chutes_autopilot.control.snapshots import SnapshotHolder
-from chutes_autopilot.errors import ApiError
+from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IStickyStore, IUpstreamAttempt
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
@@ -122,9 +123,11 @@ class ChatRelay:
         except ApiError as error:
             self._refused(record, error)
             raise
-        except Exception:
-            self._refused(record, ApiError("internal_error", ""))
-            raise
+        except Exception:  # noqa: BLE001 - reported
+            events.failed_unexpectedly(Failure(), "reading a request")
+            unexpected = internal_error()
+            self._refused(record, unexpected)
+            raise unexpected from None
         record.candidates = plan.candidates
 
         def open_attempt(model: str, header_timeout: float, observer: IAttemptObserver) -> IUpstreamAttempt:
@@ -158,8 +161,11 @@ class ChatRelay:
 
     def _finished(self, record: RequestRecord) -> None:
         self.metrics.active -= 1
-        self.metrics.finished(record)
-        events.request_finished(record)
+        try:
+            self.metrics.finished(record)
+            events.request_finished(record)
+        except Exception:  # noqa: BLE001 - the client gets its answer all the same
+            events.failed_unexpectedly(Failure(), "counting a request")
 
     def _plan(
         self, call: ChatCall, body: ChatBody, record: RequestRecord

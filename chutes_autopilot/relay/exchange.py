@@ -5,10 +5,12 @@ from typing import Protocol
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chutes_autopilot.errors import ApiError
+from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
+from chutes_autopilot.observe import events
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, Outcome, RequestRecord
 from chutes_autopilot.policy.failover import (
     AwaitBody,
@@ -99,7 +101,10 @@ class Exchange:
             timeouts=self._limits.timeouts,
             max_attempts=self._limits.max_attempts,
         )
-        self._try(command)
+        try:
+            self._try(command)
+        except Exception:  # noqa: BLE001 - reported
+            self._failed_unexpectedly()
 
     def client_gone(self) -> None:
         """The client left: the attempt under way is aborted, no other follows. Harmless when all is over."""
@@ -118,7 +123,7 @@ class Exchange:
     def body(self, data: bytes) -> None:
         self._record.first_byte = self._clock.seconds()
         self._happened(FirstByte())
-        if self._pipe is not None:
+        if self._pipe is not None and self._record.outcome is None:
             self._pipe.body(data)
 
     def end(self) -> None:
@@ -135,7 +140,10 @@ class Exchange:
         if failure is not None:
             self._record.attempts[-1].failure = failure
             self._record.attempts[-1].failed = self._clock.seconds()
-        self._carry_out(command)
+        try:
+            self._carry_out(command)
+        except Exception:  # noqa: BLE001 - reported
+            self._failed_unexpectedly()
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -202,6 +210,17 @@ class Exchange:
         self._record.status = error.status
         self._record.error = error.code
         self._finish("refused", error)
+
+    def _failed_unexpectedly(self) -> None:
+        """End the request, whatever it was that went wrong: an error where nothing was written yet, else a cut."""
+        events.failed_unexpectedly(Failure(), "relaying a request")
+        self._drop_attempt()
+        if self._pipe is None and self._record.outcome is None:
+            self._refuse(internal_error())
+        else:
+            self._record.error = "internal_error"
+            self._downstream.abort()
+            self._finish("cut", None)
 
     def _finish(self, outcome: Outcome, error: ApiError | None) -> None:
         if self._record.outcome is not None:

@@ -5,7 +5,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from chutes_autopilot.errors import ApiError
+from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.observe import events
 from chutes_autopilot.web.site import GatewayRequest
 
@@ -44,5 +44,5 @@ def install_error_answers(app: Klein) -> None:
         if request.startedWriting:
             request.cut()
             return Deferred()  # never fires: Klein would end the answer cleanly
-        request.refuse(ApiError("internal_error", "The gateway failed on this request."))
+        request.refuse(internal_error())
         return None

@@ -220,6 +220,7 @@ class GatewayChannel(TimedChannel):
         if self.on_last_answer:
             self.persistent = False
         super().requestDone(request)
+        self.watch_client()  # twisted.web began its time while the body's reader was still in place
 
     def refuse(self, error: ApiError) -> None:
         """Answer a request before all of it was received; nothing that follows is read as a request."""

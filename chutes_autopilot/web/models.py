@@ -37,7 +37,7 @@ class ModelsRoute:
         catalog = self.snapshots.current.catalog
         if catalog is None:
             raise ApiError(
-                "missing_allowlist", "The catalog of models has not been fetched yet; try again in a second."
+                "missing_allowlist", "The catalog of models has not been fetched yet; try again in a few seconds."
             )
         return catalog
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from chutes_autopilot.errors import ApiError
+from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.observe import events
 from chutes_autopilot.wire.headers import REQUEST_ID, Header, acceptable_request_id
 
@@ -112,7 +112,7 @@ class GatewayRequest(Request):
         if self.startedWriting:
             self.cut()
             return
-        self.refuse(ApiError("internal_error", "The gateway failed on this request."))
+        self.refuse(internal_error())
         self.finish()
 
     def cut(self) -> None:

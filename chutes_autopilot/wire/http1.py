@@ -121,7 +121,7 @@ class ResponseParser:
         except _InvalidResponse as fault:
             self._done = True
             events.append(Invalid(str(fault)))
-        if self._done and self._at < len(self._buffer) and isinstance(events[-1], End):
+        if events and self._done and self._at < len(self._buffer) and isinstance(events[-1], End):
             events[-1] = End(reusable=False)
         return _joined(events) if len(events) > 2 else events
 

@@ -33,9 +33,9 @@ def records(events: Callable[[Logger], object], level: str = "info") -> list[dic
     return [json.loads(line) for line in written("json", events, level).splitlines()]
 
 
-def a_failure() -> Failure:
+def a_failure(text: str = "no\nsuch thing") -> Failure:
     try:
-        raise LookupError("no\nsuch thing")
+        raise LookupError(text)
     except LookupError:
         return Failure()
 
@@ -107,10 +107,30 @@ def test_json_keeps_out_what_is_not_plain() -> None:
 
 
 def test_a_failure_in_json_has_its_traceback() -> None:
-    """The traceback is a field of the one line."""
+    """The traceback is a field of the one line; of the exception it has the type, and not the text, which may quote a
+    request."""
     (record,) = records(lambda log: log.failure("it broke", a_failure()))
     assert (record["level"], record["message"]) == ("error", "it broke")
-    assert "LookupError: no\nsuch thing" in record["traceback"]
+    assert "a_failure" in record["traceback"]
+    assert record["traceback"].endswith("LookupError:")
+
+
+def test_texts_of_errors_reach_no_observer(logged_errors: Any) -> None:
+    """Neither in the old nor in the new way of logging failures, nor through the filter before other observers."""
+    seen: list[dict[str, Any]] = []
+    syslog = filtered(LegacyLogObserverWrapper(seen.append), "debug")
+    globalLogPublisher.addObserver(syslog)
+    try:
+        logged = global_log("text", lambda: legacy_log.err(a_failure())) + global_log(
+            "json", lambda: (legacy_log.err(a_failure(), "why"), Logger("n").failure("it broke", a_failure()))
+        )
+    finally:
+        globalLogPublisher.removeObserver(syslog)
+    logged += "".join(str(legacy_log.textFromEventDict(event)) for event in seen)
+    assert logged.count("LookupError") >= 6
+    assert all(word in logged for word in ("unhandled error", "why", "it broke"))
+    assert "such thing" not in logged
+    assert len(logged_errors.flush(LookupError)) == 3
 
 
 @pytest.mark.parametrize(
