@@ -3,8 +3,8 @@
 atheris is not among the test requirements, as it is not needed to run the tests: ``pip install atheris`` (Linux or
 macOS), beside ``pip install -e '.[test]'``. For example, an hour, new inputs kept in a folder of your own::
 
-    mkdir -p /tmp/corpus
-    python tests/fuzz/atheris_fuzz.py front_channel /tmp/corpus tests/fuzz/seeds/front_channel -max_total_time=3600
+    mkdir -p corpus
+    python tests/fuzz/atheris_fuzz.py front_channel corpus tests/fuzz/seeds/front_channel -max_total_time=3600
 
 libFuzzer writes what breaks a target to ``crash-...`` in the working directory; one such file as the only argument
 after the target's name replays it. Put it into ``seeds/TARGET/`` under a name that says what it is, and the tests run
