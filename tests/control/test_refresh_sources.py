@@ -5,7 +5,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from chutes_autopilot.control.refresh import OUTCOMES, CatalogRefresh, UtilizationRefresh
+from chutes_autopilot.control.refresh import OUTCOMES, RETRY_SECONDS, CatalogRefresh, UtilizationRefresh
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotBuilder, SnapshotHolder
 from chutes_autopilot.upstream.fetch import FetchError
 
@@ -234,3 +234,16 @@ def test_a_refresh_that_is_cancelled_leaves_no_trace(plane: Plane) -> None:
     assert len(plane.outcomes) == outcomes
     assert plane.clock.getDelayedCalls() == []
     assert plane.refresh(plane.catalog, catalog("a", "m0-TEE")).ranked_models == ("a",)
+
+
+def test_a_source_never_known_is_asked_again_soon(plane: Plane) -> None:
+    """At the start every RETRY_SECONDS, until the first success; after it a failure waits for its turn."""
+    down = FetchError("network", "ConnectionLost")
+    plane.answers = [down, down, catalog("a"), down]
+    first = Deferred.fromCoroutine(plane.catalog.refresh_until_known())
+    for answers_left in (3, 2, 1):
+        assert len(plane.answers) == answers_left
+        plane.clock.advance(RETRY_SECONDS)
+    assert first.called
+    assert plane.now.catalog is not None
+    assert Deferred.fromCoroutine(plane.catalog.refresh_until_known()).called

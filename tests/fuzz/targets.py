@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import attrs
-from test_front_channel import ANSWERS, World
+from in_memory_service import ANSWERS, World
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.web.request_head import read_header_lines, read_request_line
