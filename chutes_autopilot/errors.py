@@ -20,6 +20,35 @@ STATUS_BY_CODE: Mapping[str, int] = MappingProxyType(
         "uri_too_long": 414,
         "expectation_failed": 417,
         "headers_too_large": 431,
+        "unsupported_content_encoding": 415,
+        "invalid_api_key": 401,
+        "e2ee_header_missing": 400,
+        "e2ee_invalid_signing_algo": 400,
+        "e2ee_invalid_public_key": 400,
+        "e2ee_model_key_mismatch": 400,
+        "e2ee_invalid_version": 400,
+        "e2ee_invalid_nonce": 400,
+        "e2ee_invalid_timestamp": 400,
+        "e2ee_replay_detected": 400,
+        "e2ee_decryption_failed": 400,
+        "invalid_e2ee_request": 400,
+        "e2ee_uncovered_field": 400,
+        "e2ee_required": 400,
+        "invalid_signing_algo": 400,
+        "invalid_nonce": 400,
+        "e2ee_too_many_fields": 413,
+        "e2ee_encryption_failed": 502,
+        "upstream_response_too_large": 502,
+        "chutes_upstream_auth": 502,
+        "chutes_e2ee_protocol": 502,
+        "chutes_disabled": 503,
+        "chutes_misconfigured": 503,
+        "chutes_upstream_quota": 503,
+        "chutes_e2ee_no_session": 503,
+        "no_attested_candidate": 503,
+        "e2ee_replay_unavailable": 503,
+        "e2ee_replay_cache_full": 503,
+        "attestation_unavailable": 503,
         "internal_error": 500,
         "upstream_connect_error": 502,
         "upstream_first_body_byte_error": 502,
@@ -71,6 +100,13 @@ class ApiError(Exception):
         """The JSON body; all four keys are always there (OpenAI API reference, error object)."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
+
+
+def e2ee_error(
+    code: str, message: str, *, param: str | None = None, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> ApiError:
+    """An error of the Chutes route, whose clients look at ``type``: it is the code."""
+    return ApiError(code, message, param=param, headers=headers, error_type=code)
 
 
 def internal_error() -> ApiError:

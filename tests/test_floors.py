@@ -7,13 +7,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "chutes_autopilot"
 FLOORS = [  # lowest first; the longest matching prefix wins
     {"errors", "interfaces", "wire"},
-    {"settings", "policy"},
+    {"settings", "policy", "e2ee"},
     {"observe", "storage", "upstream"},
     {"relay", "control"},
     {"web", "edge"},
-    {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals", "demo", "cli"},
+    {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals", "demo", "cli", "e2ee_client", "e2ee_keys"},
 ]
-PURE = ("errors", "wire", "settings", "policy")
+PURE = ("errors", "wire", "settings", "policy", "e2ee")
 
 
 def floor_of(name: str) -> int:
@@ -52,7 +52,7 @@ def test_a_floor_imports_only_from_itself_and_below() -> None:
 
 
 def test_the_pure_floors_know_no_reactor() -> None:
-    """errors, wire, settings and policy import nothing of Twisted, treq or Klein."""
+    """errors, wire, settings, policy and e2ee import nothing of Twisted, treq or Klein."""
     wrong = [
         f"{me} imports {name}"
         for me, path in modules()
@@ -63,7 +63,7 @@ def test_the_pure_floors_know_no_reactor() -> None:
 
 
 def test_only_the_composition_root_imports_the_reactor() -> None:
-    """The global reactor is imported in tap, the demo's own process and the console script only."""
-    owners = {"tap", "demo.__main__", "cli.main"}
+    """The global reactor is imported where a process begins, and nowhere else."""
+    owners = {"tap", "demo.__main__", "cli.main", "e2ee_client.__main__"}
     importers = {me for me, path in modules() if "twisted.internet.reactor" in imports(path)}
     assert importers <= owners

@@ -15,6 +15,8 @@ Head(2xx)                                                AwaitBody     AwaitBody
 FirstByte                                                Commit        Commit
 DeadlinePassed("first_byte"), Ended (an empty 2xx)       Try the next  Refuse upstream_first_body_byte_timeout
 Lost (after the head, before a byte)                     Try the next  Refuse upstream_first_body_byte_error
+Refused(error, retry=True)                               Try the next  Refuse with that error
+Refused(error, retry=False)                              Refuse ditto  Refuse with that error
 =======================================================  ============  ============================================
 
 `step` answers with the attempt's failure reason where it failed, so that metrics, the log and stickiness see
@@ -93,7 +95,21 @@ class DeadlinePassed:
     phase: Phase
 
 
-Event = ConnectFailed | Head | FirstByte | Ended | Lost | DeadlinePassed
+@attrs.frozen
+class Refused:
+    """The attempt ended with an error of our own, before a byte of an answer.
+
+    :param error: what the client gets, unless another candidate answers.
+    :param retry: whether another candidate may be tried.
+    :param reason: the name under which metrics and the log count it.
+    """
+
+    error: ApiError
+    retry: bool
+    reason: str
+
+
+Event = ConnectFailed | Head | FirstByte | Ended | Lost | DeadlinePassed | Refused
 
 
 @attrs.frozen
@@ -168,6 +184,8 @@ def step(state: Failover, event: Event) -> tuple[Failover, Command, str | None]:
             return state, AwaitBody(state.timeouts.first_byte) if awaits else PassBack(), None
         case FirstByte():
             return state, Commit(), None
+        case Refused(error, retry, reason):
+            return (state, Refuse(error), reason) if state.exhausted or not retry else (*_next(state), reason)
     reason = failure_reason(event)
     if state.exhausted:
         return state, Refuse(ApiError(reason, _MESSAGES[reason])), reason
