@@ -164,8 +164,11 @@ def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnect
         return catalog.ids if catalog is not None else frozenset()
 
     def label(model: str) -> str:
-        base = base_of(model, known())
-        return base if base in known() else "other"
+        names = known()
+        if model in names:
+            return model
+        base = base_of(model, names)
+        return base if base in names else "other"
 
     def milliseconds(age: float | None) -> float:
         return -1 if age is None else round(age * 1000)
@@ -248,7 +251,7 @@ def _chat_relay(
         metrics,
         reactor,
         deadlines,
-        lambda request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer),
+        lambda model, request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer),
     )
 
 

@@ -23,8 +23,6 @@ class IUpstreamAttempt(Interface):
 
     observer = Attribute("The IAttemptObserver that hears of the answer; replaced at the commit boundary.")
 
-    whole = Attribute("Whether, once the head was reported, the rest of the response is at hand and follows at once.")
-
     def start() -> None:
         """Send the request."""
 
@@ -42,16 +40,19 @@ class IUpstreamAttempt(Interface):
 
 
 class IAttemptObserver(Interface):
-    """Whoever is told what becomes of an attempt: one head, body pieces, then `end` or `failed`."""
+    """Whoever is told what becomes of an attempt: one head, body pieces, then `end` or `failed`; or one `answer`."""
 
     def head(head: Any) -> None:
         """The complete final head arrived, a wire.http1.ResponseHead."""
 
-    def body(data: bytes) -> None:
-        """Body bytes arrived; never empty."""
+    def body(data: bytes, framed: bytes = b"") -> None:
+        """Body bytes arrived; never empty. ``framed``: the same bytes in whole chunks, where they came so."""
 
     def end() -> None:
         """The response is complete."""
+
+    def answer(head: Any, data: bytes) -> None:
+        """The whole response arrived at once, with a body: `head`, `body` and `end` in one."""
 
     def failed(failure: Any) -> None:
         """The attempt broke: policy.failover's ConnectFailed or DeadlinePassed before the head, or Lost after it."""
@@ -60,11 +61,22 @@ class IAttemptObserver(Interface):
 class IDownstream(Interface):
     """The client's side of one exchange."""
 
-    def start(status: int, reason: bytes, headers: Any, producer: Any) -> None:
-        """Write the head; ``producer`` is an IPushProducer that is paused while the client reads too slowly."""
+    def start(head: Any, own: bytes, producer: Any) -> None:
+        """Begin the answer: the upstream's end-to-end fields in their order, then ``own``.
 
-    def write(data: bytes) -> None:
-        """Write body bytes; none at all: let the head go out before the body has begun."""
+        :param head: the upstream's wire.http1.ResponseHead.
+        :param own: further header lines, each with its line end.
+        :param producer: an IPushProducer that is paused while the client reads too slowly.
+        """
+
+    def write(data: bytes, framed: bytes = b"") -> None:
+        """Write body bytes; none at all: let the head go out before the body has begun.
+
+        :param framed: the same bytes in whole chunks, where they came so.
+        """
+
+    def answer(head: Any, own: bytes, data: bytes) -> None:
+        """Write a whole answer at once: `start`, `write` and `finish` in one."""
 
     def finish() -> None:
         """The answer is complete."""

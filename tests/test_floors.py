@@ -11,7 +11,8 @@ FLOORS = [  # lowest first; the longest matching prefix wins
     {"observe", "storage", "upstream"},
     {"relay", "control"},
     {"web", "edge"},
-    {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals", "demo", "cli", "e2ee_client", "e2ee_keys"},
+    {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals"}
+    | {"demo", "cli", "e2ee_client", "e2ee_keys"},
 ]
 PURE = ("errors", "wire", "settings", "policy", "e2ee")
 

@@ -1,6 +1,5 @@
 """The client's side of an exchange, written straight to the client's connection."""
 
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,14 @@ from chutes_autopilot.interfaces import IDownstream
 from chutes_autopilot.upstream.direct import Write
 from chutes_autopilot.web.downstream import unsent_bytes
 from chutes_autopilot.web.site import CUT_SECONDS
-from chutes_autopilot.wire.headers import REQUEST_ID, Header, header_lines
+from chutes_autopilot.wire.headers import (
+    DROPPED_FROM_RESPONSES,
+    OWN_PREFIX,
+    REQUEST_ID,
+    downstream_response_headers,
+    header_lines,
+)
+from chutes_autopilot.wire.http1 import ResponseHead
 
 if TYPE_CHECKING:
     from chutes_autopilot.edge.front import FrontChannel
@@ -26,6 +32,8 @@ class FrontDownstream:
     The head waits for the first body bytes, so that both are one write.
     """
 
+    __slots__ = ("_channel", "_chunked", "_head", "_request_id", "_transport", "_write", "written")
+
     def __init__(self, channel: "FrontChannel", write: Write, request_id: str) -> None:
         self._channel = channel
         self._transport = channel.transport
@@ -36,29 +44,28 @@ class FrontDownstream:
         self.written = 0
         """How far the answer has been written; 0: not begun."""
 
-    def start(self, status: int, reason: bytes, headers: Iterable[Header], producer: IPushProducer) -> None:
-        headers = list(headers)
-        names = {name.lower() for name, _ in headers}
-        if b"date" not in names:
-            headers.insert(0, (b"Date", datetimeToString()))
-        if self._channel.on_last_answer:
-            headers.append((b"Connection", b"close"))
-        self._chunked = b"content-length" not in names and status not in NO_BODY_CODES
-        if self._chunked:
-            headers.append((b"Transfer-Encoding", b"chunked"))
-        self._head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, header_lines(headers))
-        self.written = 1
+    def start(self, head: ResponseHead, own: bytes, producer: IPushProducer) -> None:
+        self._head = self._begun(head, own)
         self._channel.registerProducer(producer, True)
 
-    def write(self, data: bytes) -> None:
+    def answer(self, head: ResponseHead, own: bytes, data: bytes) -> None:
+        start = self._begun(head, own)
+        if self._chunked:
+            self._write(self._transport, b"%b%x\r\n%b\r\n0\r\n\r\n" % (start, len(data), data))
+        else:
+            self._write(self._transport, start + data)
+
+    def write(self, data: bytes, framed: bytes = b"") -> None:
         self.written += len(data)
         head, self._head = self._head, b""
         if not data:
             self._transport.write(head)  # queued: body bytes of the same read still join it
-        elif self._chunked:
-            self._write(self._transport, b"%b%x\r\n%b\r\n" % (head, len(data), data))
-        else:
+        elif not self._chunked:
             self._write(self._transport, head + data)
+        elif framed:
+            self._write(self._transport, head + framed)
+        else:
+            self._write(self._transport, b"%b%x\r\n%b\r\n" % (head, len(data), data))
 
     def finish(self) -> None:
         self._channel.unregisterProducer()
@@ -92,3 +99,25 @@ class FrontDownstream:
         )
         reason = HTTPStatus(error.status).phrase.encode()
         self._write(self._transport, b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (error.status, reason, lines, body))
+
+    def _begun(self, head: ResponseHead, own: bytes) -> bytes:
+        """The head of the answer, which has begun with it."""
+        self.written = 1
+        status, index = head.status, head.index
+        fields = _passing(head)
+        if b"date" not in index:
+            own += b"Date: %b\r\n" % datetimeToString()
+        if self._channel.on_last_answer:
+            own += b"Connection: close\r\n"
+        if b"content-length" not in index and status not in NO_BODY_CODES:
+            self._chunked = True
+            own += b"Transfer-Encoding: chunked\r\n"
+        return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, head.reason, fields, own)
+
+
+def _passing(head: ResponseHead) -> bytes:
+    """The lines of the upstream's head that reach the client: all of them as they came, where none ends here."""
+    block = head.block
+    if DROPPED_FROM_RESPONSES.isdisjoint(head.index) and OWN_PREFIX not in block.lower():
+        return block
+    return header_lines(downstream_response_headers(head.headers))

@@ -5,7 +5,7 @@ the request that is nearly all of the traffic this channel does it in one pass; 
 (wire.ordinary) goes, with every byte read so far, to twisted.web and Klein, which stay the reference of behaviour.
 """
 
-import secrets
+from os import urandom
 from typing import Any
 
 from twisted.internet.protocol import connectionDone
@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 from chutes_autopilot.edge.downstream import FrontDownstream
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import RequestRecord
-from chutes_autopilot.relay.chat import ChatCall, ChatRelay, Client, peer_of
+from chutes_autopilot.relay.call import ChatCall, Client, peer_of
+from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.upstream.direct import Write, best_write, queue
 from chutes_autopilot.web.channel import Awaited, GatewayChannel
@@ -37,12 +38,16 @@ class FrontChannel(GatewayChannel):
 
     site: "FrontSite"
     _head: OrdinaryHead | None = None
+    """Of the request whose body is being received."""
     _body: list[bytes]
+    _length = 0
     _missing = 0
+    _last_head: OrdinaryHead | None = None
+    """Of the last request; the next one mostly differs in its length alone."""
     _exchange: Exchange | None = None
     _downstream: FrontDownstream | None = None
     _client: Client | None = None
-    _named: tuple[bytes | None, ...] = ()
+    _named: OrdinaryHead | None = None
     _write: Write = staticmethod(queue)
 
     def connectionMade(self) -> None:
@@ -77,7 +82,7 @@ class FrontChannel(GatewayChannel):
         request = super().incoming()
         if self._head is not None:
             request.aim(b"POST", self._head.target, b"HTTP/1.1")
-            request.received_bytes = self._head.length - self._missing
+            request.received_bytes = self._length - self._missing
         return request
 
     def readConnectionLost(self) -> None:
@@ -103,27 +108,34 @@ class FrontChannel(GatewayChannel):
 
     def _head_received(self, data: bytes) -> bool:
         """Take an ordinary head; False where it is none."""
-        head = read_ordinary_head(data)
-        if head is None or head.length > self.site.max_request_bytes:
+        head = self._last_head
+        framing = None if head is None else head.framing(data)
+        if framing is None:
+            head = read_ordinary_head(data)
+            framing = None if head is None else head.framing(data)
+        if head is None or framing is None or framing[0] > self.site.max_request_bytes:
             return False
-        body = data[head.end : head.end + head.length]
-        if len(body) == head.length:
-            self._answer(head, body, data[head.end + head.length :])
+        self._last_head = head
+        length, start = framing
+        end = start + length
+        if len(data) >= end:
+            self._answer(head, data[start:end], data[end:])
         else:
             self._head = head
-            self._body = [body]
-            self._missing = head.length - len(body)
+            self._body = [data[start:]]
+            self._length = length
+            self._missing = end - len(data)
             self.watch_client()
         return True
 
     def _body_received(self, data: bytes) -> None:
-        self._body.append(data[: self._missing])
-        ahead = data[self._missing :]
-        self._missing -= len(self._body[-1])
+        missing = self._missing
+        self._body.append(data[:missing])
+        self._missing = max(0, missing - len(data))
         if self._missing == 0 and self._head is not None:
             head, self._head = self._head, None
             body, self._body = b"".join(self._body), []
-            self._answer(head, body, ahead)
+            self._answer(head, body, data[missing:])
 
     def _answer(self, head: OrdinaryHead, body: bytes, ahead: bytes) -> None:
         """Relay the request; the channel is busy until its answer is over.
@@ -131,23 +143,16 @@ class FrontChannel(GatewayChannel):
         :param ahead: what came behind the request already.
         """
         self._handlingRequest = True  # twisted.web's own word for it: back-pressure then does not stop our reading
-        self.setTimeout(None)
+        self.pause_time()
         if ahead:
             self.keep_ahead(ahead)
-        request_id = acceptable_request_id(head.index.get(REQUEST_ID)) or secrets.token_hex(16)
+        sent_id = head.index.get(REQUEST_ID)
+        request_id = (sent_id and acceptable_request_id(sent_id)) or urandom(16).hex()
         fields = b"%bAccept-Encoding: identity\r\nX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
-        call = ChatCall(b"POST", head.target, fields, body, request_id, self._client_of(head.index))
+        call = ChatCall(b"POST", head.target, fields, body, request_id, self._client_of(head))
         downstream = self._downstream = FrontDownstream(self, self._write, request_id)
-
-        def ended(record: RequestRecord, error: ApiError | None) -> None:
-            self._exchange = None
-            if error is not None:
-                downstream.refuse(error)
-            if error is not None or record.outcome == "complete":
-                self._answered()
-
         try:
-            exchange = self.site.relay.open(call, downstream, ended)
+            exchange = self.site.relay.open(call, downstream, self._answer_over)
         except ApiError as error:
             downstream.refuse(error)
             self._answered()
@@ -155,19 +160,26 @@ class FrontChannel(GatewayChannel):
         self._exchange = exchange
         exchange.start()
 
-    def _client_of(self, index: dict[bytes, bytes]) -> Client:
-        """The sender as this request names it; the same object as long as a connection's requests name the same."""
-        forwarded_for = index.get(b"x-forwarded-for")
-        named = (
-            index.get(b"authorization"),
-            forwarded_for,
-            index.get(b"x-session-id"),
-            index.get(b"x-session-affinity"),
-        )
-        if self._client is None or named != self._named:
-            forwarded = () if forwarded_for is None else (forwarded_for,)
-            self._client = Client(peer_of(self.transport.getPeer()), named[0], forwarded, named[2], named[3])
-            self._named = named
+    def _answer_over(self, record: RequestRecord, error: ApiError | None) -> None:
+        self._exchange = None
+        if error is not None and self._downstream is not None:
+            self._downstream.refuse(error)
+        if error is not None or record.outcome == "complete":
+            self._answered()
+
+    def _client_of(self, head: OrdinaryHead) -> Client:
+        """The sender as this head names it; the same object as long as a connection's requests have the same head."""
+        if self._client is None or head is not self._named:
+            index = head.index
+            forwarded_for = index.get(b"x-forwarded-for")
+            self._client = Client(
+                peer_of(self.transport.getPeer()),
+                index.get(b"authorization"),
+                () if forwarded_for is None else (forwarded_for,),
+                index.get(b"x-session-id"),
+                index.get(b"x-session-affinity"),
+            )
+            self._named = head
         return self._client
 
     def _answered(self) -> None:
@@ -177,7 +189,7 @@ class FrontChannel(GatewayChannel):
         if self.on_last_answer or not self.persistent:
             self.loseConnection()
             return
-        self.setTimeout(self.timeOut)
+        self.resume_time()
         if self._dataBuffer:
             self.callLater(0, self._read_ahead)
 

@@ -17,44 +17,18 @@ _log = Logger(namespace="chutes_autopilot")
 def request_finished(record: RequestRecord) -> None:
     """The one line of a chat request, when its answer has ended.
 
-    It is the only event on the hot path: its text is made here and not by the general formatter, and it goes to the
-    log's publisher without the checks that a Logger makes for everybody.
+    It is the only event on the hot path, so it goes to the log's publisher without the checks that a Logger makes for
+    everybody, and its text is made by whoever writes it.
     """
-    attempts = [f"{a.model}={a.failure or a.status or 'open'}" for a in record.attempts]
-    received = record.received
-    overhead = _milliseconds(received, record.first_attempt)
-    first_byte = _milliseconds(received, record.first_byte)
-    total = _milliseconds(received, record.ended)
-    text = (
-        f"request id={record.request_id} status={record.status} outcome={record.outcome} mode={record.mode} "
-        f"stream={'yes' if record.stream else 'no'} error={record.error or '-'} selected={record.selected or '-'} "
-        f"candidates={','.join(record.candidates) or '-'} attempts={','.join(attempts) or '-'} "
-        f"first_byte_ms={_shown(first_byte)} total_ms={_shown(total)} overhead_ms={_shown(overhead)} "
-        f"bytes_in={record.bytes_in} bytes_out={record.bytes_out}"
-    )
     globalLogPublisher(
         {
             "log_level": LogLevel.info,
             "log_namespace": "chutes_autopilot",
             "log_source": None,
-            "log_format": "{log_text}",
+            "log_format": "{record}",
             "log_time": time(),
-            "log_text": text,
             "event": "request",
-            "request_id": record.request_id,
-            "status": record.status,
-            "outcome": record.outcome,
-            "mode": record.mode,
-            "stream": record.stream,
-            "error": record.error,
-            "selected": record.selected,
-            "candidates": record.candidates,
-            "attempts": attempts,
-            "first_byte_ms": first_byte,
-            "total_ms": total,
-            "overhead_ms": overhead,
-            "bytes_in": record.bytes_in,
-            "bytes_out": record.bytes_out,
+            "record": record,
         }
     )
 
@@ -92,11 +66,3 @@ def failed_unexpectedly(failure: Failure, what: str) -> None:
         what=what,
         where=[f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames],
     )
-
-
-def _shown(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds:.3f}"
-
-
-def _milliseconds(start: float, end: float | None) -> float | None:
-    return None if end is None else round(max(0.0, end - start) * 1000, 3)

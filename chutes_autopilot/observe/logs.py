@@ -19,6 +19,8 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from chutes_autopilot.observe.record import RequestRecord
+
 RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
 LEGACY = frozenset({"system", "isError", "failure", "why", "format", "printed", "logLevel", "eventSource"})
 """Keys that twisted.python.log adds to the events it hands on; they say nothing the other fields do not."""
@@ -40,7 +42,9 @@ def log_observer(stream: TextStream, fmt: Literal["text", "json"], level: Thresh
 
     A line that cannot be written (a broken pipe, a full disk) is lost; the service goes on.
     """
-    return filtered(_LineObserver(stream, _json_line if fmt == "json" else _text_line), level)
+    if isinstance(level, str):
+        level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
+    return _Log(_Lines(stream), fmt, level)
 
 
 def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
@@ -85,20 +89,62 @@ class _WithoutErrorTexts:
 
 
 @implementer(ILogObserver)
-class _LineObserver:
-    """Writes what ``line`` makes of an event, and never raises to the code that logged it."""
+class _Log:
+    """Writes events as lines; the one of a request, which is the only one on the hot path, without detours."""
 
-    def __init__(self, stream: TextStream, line: Callable[[LogEvent], str]) -> None:
-        self._stream = stream
-        self._line = line
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+    def __init__(self, lines: "_Lines", fmt: Literal["text", "json"], threshold: LogLevelFilterPredicate) -> None:
+        self._lines = lines
+        self._json = fmt == "json"
+        self._threshold = threshold
+        self._others = filtered(_LineObserver(lines, _json_line if self._json else _text_line), threshold)
+        self._second = 0
+        self._second_text = ""
 
     def __call__(self, event: LogEvent) -> None:
-        line = self._line(event) + "\n"
+        record = event.get("record")
+        if not isinstance(record, RequestRecord):
+            self._others(event)
+        elif self._threshold.logLevelForNamespace("chutes_autopilot") <= LogLevel.info:
+            time = self._time(event["log_time"])
+            if self._json:
+                plain = {"time": time, "level": "info", "logger": "chutes_autopilot", "message": str(record)}
+                self._lines.write(json.dumps(plain | {"event": "request"} | record.fields()))
+            else:
+                self._lines.write(f"{time} info  [chutes_autopilot] {_escaped(str(record))}")
+
+    def _time(self, now: float) -> str:
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        return f"{self._second_text}.{int((now - second) * 1000):03d}Z"
+
+
+@implementer(ILogObserver)
+class _LineObserver:
+    """Writes what ``line`` makes of an event."""
+
+    def __init__(self, lines: "_Lines", line: Callable[[LogEvent], str]) -> None:
+        self._lines = lines
+        self._line = line
+
+    def __call__(self, event: LogEvent) -> None:
+        self._lines.write(self._line(event))
+
+
+class _Lines:
+    """Writes lines, and never raises to the code that logged them."""
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, line: str) -> None:
+        """Write one line at once."""
         if not line.isascii():
             line = line.encode(self._encoding, "backslashreplace").decode(self._encoding)
         try:
-            self._stream.write(line)
+            self._stream.write(line + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # ValueError: the stream is closed
             pass
@@ -131,7 +177,7 @@ def _parts(event: LogEvent) -> tuple[str, str, str, str, str]:
     failure = event.get("log_failure")
     level = event.get("log_level") or LogLevel.info
     name = "error" if failure is not None else level.name
-    message = event.get("log_text") or formatEvent(event)  # log_text: the event brought its text along
+    message = event.get("log_text") or formatEvent(event)  # log_text: from twisted.python.log
     traceback = ""
     if failure is not None:
         traceback = failure.getTraceback()

@@ -1,6 +1,6 @@
 """What happened to one chat request, from its arrival to the end of its answer: the source of log and metrics."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -48,3 +48,42 @@ class RequestRecord:
     def status_relayed(self) -> int:
         """The upstream's status, which the client may have left before it saw the whole answer of."""
         return self.attempts[-1].status or 0
+
+    def fields(self) -> dict[str, Any]:
+        """What the log says of the request, by name; durations in milliseconds."""
+        return {
+            "request_id": self.request_id,
+            "status": self.status,
+            "outcome": self.outcome,
+            "mode": self.mode,
+            "stream": self.stream,
+            "error": self.error,
+            "selected": self.selected,
+            "candidates": self.candidates,
+            "attempts": self._attempts(),
+            "first_byte_ms": self._milliseconds(self.first_byte),
+            "total_ms": self._milliseconds(self.ended),
+            "overhead_ms": self._milliseconds(self.first_attempt),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+
+    def __str__(self) -> str:
+        """The same in one line."""
+        received = self.received
+        first_byte = "-" if self.first_byte is None else f"{max(0.0, self.first_byte - received) * 1000:.3f}"
+        total = "-" if self.ended is None else f"{max(0.0, self.ended - received) * 1000:.3f}"
+        overhead = "-" if self.first_attempt is None else f"{max(0.0, self.first_attempt - received) * 1000:.3f}"
+        return (
+            f"request id={self.request_id} status={self.status} outcome={self.outcome} mode={self.mode} "
+            f"stream={'yes' if self.stream else 'no'} error={self.error or '-'} selected={self.selected or '-'} "
+            f"candidates={','.join(self.candidates) or '-'} attempts={','.join(self._attempts()) or '-'} "
+            f"first_byte_ms={first_byte} total_ms={total} overhead_ms={overhead} "
+            f"bytes_in={self.bytes_in} bytes_out={self.bytes_out}"
+        )
+
+    def _attempts(self) -> list[str]:
+        return [f"{a.model}={a.failure or a.status or 'open'}" for a in self.attempts]
+
+    def _milliseconds(self, end: float | None) -> float | None:
+        return None if end is None else round(max(0.0, end - self.received) * 1000, 3)

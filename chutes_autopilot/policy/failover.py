@@ -12,7 +12,8 @@ DeadlinePassed("header")                                 Try the next  Refuse up
 Head(503)                                                Try the next  PassBack
 Head(204), Head(any other status but 2xx)                PassBack      PassBack
 Head(2xx)                                                AwaitBody     AwaitBody
-FirstByte                                                Commit        Commit
+FirstByte, Answer(2xx but 204)                           Commit        Commit
+Answer(any other status)                                 as Head       as Head
 DeadlinePassed("first_byte"), Ended (an empty 2xx)       Try the next  Refuse upstream_first_body_byte_timeout
 Lost (after the head, before a byte)                     Try the next  Refuse upstream_first_body_byte_error
 Refused(error, retry=True)                               Try the next  Refuse with that error
@@ -74,6 +75,13 @@ class Head:
 
 
 @attrs.frozen
+class Answer:
+    """The complete response arrived at once, with a body."""
+
+    status: int
+
+
+@attrs.frozen
 class FirstByte:
     """The first byte of the response body arrived."""
 
@@ -109,7 +117,7 @@ class Refused:
     reason: str
 
 
-Event = ConnectFailed | Head | FirstByte | Ended | Lost | DeadlinePassed | Refused
+Event = ConnectFailed | Head | Answer | FirstByte | Ended | Lost | DeadlinePassed | Refused
 
 
 @attrs.frozen
@@ -130,6 +138,9 @@ class AwaitBody:
 @attrs.frozen
 class Commit:
     """Write the held head and from now on relay: there is never a second attempt after this."""
+
+
+COMMIT = Commit()
 
 
 @attrs.frozen
@@ -175,15 +186,17 @@ def begin(plan: Plan, *, stream: bool, timeouts: Timeouts, max_attempts: int) ->
 def step(state: Failover, event: Event) -> tuple[Failover, Command, str | None]:
     """The next state, what to do, and why the current attempt failed (one of FAILURE_REASONS), if it did."""
     match event:
-        case Head(status) if status in FAILOVER_STATUSES:
+        case Answer(status) if 200 <= status < 300 and status != 204:
+            return state, COMMIT, None
+        case Head(status) | Answer(status) if status in FAILOVER_STATUSES:
             if state.exhausted:
                 return state, PassBack(), STATUS_503
             return *_next(state), STATUS_503
-        case Head(status):
+        case Head(status) | Answer(status):
             awaits = 200 <= status < 300 and status != 204
             return state, AwaitBody(state.timeouts.first_byte) if awaits else PassBack(), None
         case FirstByte():
-            return state, Commit(), None
+            return state, COMMIT, None
         case Refused(error, retry, reason):
             return (state, Refuse(error), reason) if state.exhausted or not retry else (*_next(state), reason)
     reason = failure_reason(event)

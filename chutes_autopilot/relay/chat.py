@@ -7,25 +7,26 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.errors import ApiError, internal_error
-from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IStickyStore, IUpstreamAttempt
+from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
-from chutes_autopilot.policy.client_address import TrustedProxies, client_address
-from chutes_autopilot.policy.model_field import Direct, check_model_value, read_model_field
-from chutes_autopilot.policy.plan import Plan, make_plan, mode_of
-from chutes_autopilot.policy.stickiness import after_success, bearer_token, client_key, session_value, sticky_model
-from chutes_autopilot.relay.exchange import Exchange, Limits
-from chutes_autopilot.upstream.chat import UpstreamRequest
+from chutes_autopilot.policy.client_address import TrustedProxies
+from chutes_autopilot.policy.failover import begin
+from chutes_autopilot.policy.model_field import check_model_value, read_model_field
+from chutes_autopilot.policy.plan import make_plan, mode_of
+from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
+from chutes_autopilot.relay.call import ChatCall
+from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
 
 CHAT_PATH = b"/v1/chat/completions"
 
-OpenUpstream = Callable[[UpstreamRequest, float, IAttemptObserver], IUpstreamAttempt]
-"""Makes an attempt, not yet started: the request, seconds its head may take, who hears of it."""
+MAX_ROUTES = 256
+"""How many answers to "what is tried for this" are kept until the snapshot changes."""
 
 
 @attrs.frozen
@@ -48,50 +49,6 @@ class RoutingRules:
 
 
 @attrs.define(eq=False)
-class Client:
-    """What a request says of its sender; used to recognise it, never to admit it.
-
-    :param peer: the other end's address; no IP address for a unix socket.
-    :param forwarded_for: the values of X-Forwarded-For in order.
-    """
-
-    peer: str
-    authorization: bytes | None = None
-    forwarded_for: tuple[bytes, ...] = ()
-    session_id: bytes | None = None
-    session_affinity: bytes | None = None
-    _session: bytes | None = attrs.field(default=None, init=False)
-    _key: bytes = attrs.field(default=b"", init=False)
-
-    def key(self, rules: "RoutingRules", prompt_cache_key: str) -> bytes:
-        """The key by which it is remembered; the last one is kept, for connections that bring many requests."""
-        session = session_value(self.session_id, self.session_affinity, prompt_cache_key)
-        if session != self._session:
-            token = bearer_token(self.authorization)
-            # the address counts only where there is no token, and reading it is not for nothing
-            address = "" if token else client_address(self.peer, self.forwarded_for, rules.trusted_proxies)
-            self._key = client_key(rules.client_key_secret, token=token, address=address, session=session)
-            self._session = session
-        return self._key
-
-
-@attrs.frozen
-class ChatCall:
-    """One chat request as it was read from a client.
-
-    :param target: the request target in origin form, as received.
-    :param fields: the header lines that go upstream (wire.headers.upstream_request_headers).
-    """
-
-    method: bytes
-    target: bytes
-    fields: bytes
-    body: bytes
-    request_id: str
-    client: Client
-
-
-@attrs.define(eq=False)
 class ChatRelay:
     """Relays chat requests; one object for the life of the service."""
 
@@ -102,24 +59,34 @@ class ChatRelay:
     clock: IReactorTime
     deadlines: Deadlines
     open_upstream: OpenUpstream
-    inflight: int = attrs.field(default=0, init=False)
-    """Exchanges whose answer has not ended."""
+    _routes: dict[tuple[str, str | None, bool], Route] = attrs.field(factory=dict, init=False)
+    _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
+
+    @property
+    def inflight(self) -> int:
+        """Requests whose answer has not ended."""
+        return self.metrics.active
 
     def open(
-        self, call: ChatCall, downstream: IDownstream, ended: Callable[[RequestRecord, ApiError | None], None]
+        self,
+        call: ChatCall,
+        downstream: IDownstream,
+        ended: Callable[[RequestRecord, ApiError | None], None],
+        open_upstream: OpenUpstream | None = None,
     ) -> Exchange:
         """The exchange of one request, not yet started. Raises ApiError where it asks for what cannot be tried.
 
         :param ended: called once, when the request is over and counted: with the error of our own to answer with,
             or None when the answer was relayed, cut or abandoned.
+        :param open_upstream: makes this request's attempts, where they are not the usual ones.
         """
         record = self._begin(call.request_id, len(call.body))
         try:
-            if self.inflight >= self.rules.max_inflight:
+            if self.metrics.active > self.rules.max_inflight:
                 raise _overloaded()
             body = read_chat_body(call.body)
             record.stream = body.stream
-            plan, succeeded = self._plan(call, body, record)
+            exchange = self._exchange(call, body, record)
         except ApiError as error:
             self._refused(record, error)
             raise
@@ -128,27 +95,31 @@ class ChatRelay:
             unexpected = internal_error()
             self._refused(record, unexpected)
             raise unexpected from None
-        record.candidates = plan.candidates
-
-        def open_attempt(model: str, header_timeout: float, observer: IAttemptObserver) -> IUpstreamAttempt:
-            data = body.data if plan.mode == "direct" else body.with_model(model)
-            return self.open_upstream(
-                UpstreamRequest(call.method, call.target, call.fields, data), header_timeout, observer
-            )
-
-        def over(error: ApiError | None) -> None:
-            self.inflight -= 1
-            self._finished(record)
-            ended(record, error)
-
-        self.inflight += 1
-        return Exchange(
-            plan, self.rules.limits, record, downstream, self.clock, self.deadlines, open_attempt, succeeded, over
-        )
+        exchange.connect(downstream, open_upstream or self.open_upstream, ended)
+        return exchange
 
     def refused(self, request_id: str, bytes_in: int, error: ApiError) -> None:
         """Count and log a chat request that was refused before it could be read."""
         self._refused(self._begin(request_id, bytes_in), error)
+
+    def succeeded(self, exchange: Exchange, model: str, failures: Mapping[str, float]) -> None:
+        """A model answered with a 2xx: its client's next request goes there.
+
+        :param failures: model -> when it failed, within this request.
+        """
+        if exchange.key is not None:
+            plan = exchange.route.plan
+            by_base = {plan.base(failed): when for failed, when in failures.items()}
+            self.sticky.put(exchange.key, after_success(exchange.previous, plan, model, by_base))
+
+    def finished(self, record: RequestRecord) -> None:
+        """Count and log a request that is over."""
+        self.metrics.active -= 1
+        try:
+            self.metrics.finished(record)
+            events.request_finished(record)
+        except Exception:  # noqa: BLE001 - the client gets its answer all the same
+            events.failed_unexpectedly(Failure(), "counting a request")
 
     def _begin(self, request_id: str, bytes_in: int) -> RequestRecord:
         self.metrics.active += 1
@@ -157,48 +128,41 @@ class ChatRelay:
     def _refused(self, record: RequestRecord, error: ApiError) -> None:
         record.status, record.error, record.outcome = error.status, error.code, "refused"
         record.ended = self.clock.seconds()
-        self._finished(record)
+        self.finished(record)
 
-    def _finished(self, record: RequestRecord) -> None:
-        self.metrics.active -= 1
-        try:
-            self.metrics.finished(record)
-            events.request_finished(record)
-        except Exception:  # noqa: BLE001 - the client gets its answer all the same
-            events.failed_unexpectedly(Failure(), "counting a request")
+    def _exchange(self, call: ChatCall, body: ChatBody, record: RequestRecord) -> Exchange:
+        """What to try for whom; one snapshot serves the whole request."""
+        snapshot, rules = self.snapshots.current, self.rules
+        if self._routes_of[0] is not snapshot or self._routes_of[1] is not rules:
+            self._routes.clear()
+            self._routes_of = (snapshot, rules)
+        key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
+        previous: StickyChoice | None = self.sticky.get(key)
+        sticky = sticky_model(previous, self.clock.seconds(), rules.failback)
+        model = check_model_value(body.model)
+        route = self._routes.get((model, sticky, body.stream))
+        if route is None:
+            route = self._new_route(model, sticky, body.stream, snapshot, record)
+        plan = route.plan
+        record.mode = plan.mode
+        record.candidates = plan.candidates
+        return Exchange(self, call, body, route, None if plan.mode == "direct" else key, previous, record)
 
-    def _plan(
-        self, call: ChatCall, body: ChatBody, record: RequestRecord
-    ) -> tuple[Plan, Callable[[str, Mapping[str, float]], None]]:
-        """What to try, and what to do when a model answered with a 2xx; one snapshot serves the whole request."""
-        snapshot = self.snapshots.current
+    def _new_route(
+        self, model: str, sticky: str | None, stream: bool, snapshot: Snapshot, record: RequestRecord
+    ) -> Route:
+        rules = self.rules
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
-        asked = read_model_field(
-            check_model_value(body.model),
-            known,
-            max_items=self.rules.max_list_items,
-            unknown=self.rules.unknown_models,
-        )
+        asked = read_model_field(model, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
         record.mode = mode_of(asked)
-        limit = self.rules.limits.max_attempts
-        if isinstance(asked, Direct):
-            return make_plan(asked, (), None, limit=limit), lambda model, failures: None
-        key = call.client.key(self.rules, body.prompt_cache_key)
-        previous = self.sticky.get(key)
-        sticky = sticky_model(previous, self.clock.seconds(), self.rules.failback)
+        limit = rules.limits.max_attempts
         plan = make_plan(asked, snapshot.ranked_models, sticky, limit=limit)
-
-        def succeeded(model: str, failures: Mapping[str, float]) -> None:
-            by_base = {plan.base(failed): when for failed, when in failures.items()}
-            self.sticky.put(key, after_success(previous, plan, model, by_base))
-
-        return plan, succeeded
-
-
-def peer_of(address: object) -> str:
-    """The host of a Twisted address, or a word that is no IP address where it has none."""
-    host: str | None = getattr(address, "host", None)
-    return host or "unix"
+        state, first = begin(plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
+        route = Route(plan, state, first)
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        self._routes[model, sticky, stream] = route
+        return route
 
 
 def _overloaded() -> ApiError:

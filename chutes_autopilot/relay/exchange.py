@@ -13,6 +13,7 @@ from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstream
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, Outcome, RequestRecord
 from chutes_autopilot.policy.failover import (
+    Answer,
     AwaitBody,
     Command,
     Commit,
@@ -26,17 +27,25 @@ from chutes_autopilot.policy.failover import (
     Lost,
     PassBack,
     Refuse,
+    Refused,
     Timeouts,
     Try,
-    begin,
     step,
 )
 from chutes_autopilot.policy.plan import Plan
+from chutes_autopilot.policy.stickiness import StickyChoice
+from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.relay.pipe import Pipe
 from chutes_autopilot.relay.watch import Patience
+from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
-from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED, Header, downstream_response_headers
+from chutes_autopilot.wire.body import ChatBody
+from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED
 from chutes_autopilot.wire.http1 import ResponseHead
+from chutes_autopilot.wire.sse import is_plain_event_stream
+
+OpenUpstream = Callable[[str, UpstreamRequest, float, IAttemptObserver], IUpstreamAttempt]
+"""Makes an attempt, not yet started: the model, the request, seconds its head may take, who hears of it."""
 
 
 @attrs.frozen
@@ -49,60 +58,113 @@ class Limits:
     patience: Patience
 
 
-class OpenAttempt(Protocol):
-    """Makes the attempt, not yet started, that sends the request to ``model``."""
+@attrs.frozen
+class Route:
+    """What is tried for a ``model`` value, and failover's first step with it."""
 
-    def __call__(self, model: str, header_timeout: float, observer: IAttemptObserver) -> IUpstreamAttempt: ...
+    plan: Plan
+    state: Failover
+    first: Try
+
+
+class _Rules(Protocol):
+    @property
+    def limits(self) -> Limits: ...
+
+
+class Surroundings(Protocol):
+    """What an exchange finds where it takes place: relay.chat.ChatRelay."""
+
+    @property
+    def rules(self) -> _Rules: ...
+    @property
+    def clock(self) -> IReactorTime: ...
+    @property
+    def deadlines(self) -> Deadlines: ...
+
+    def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
+        """A 2xx is committed."""
+
+    def finished(self, record: RequestRecord) -> None:
+        """The request is over, its record complete."""
 
 
 @implementer(IAttemptObserver)
 class Exchange:
     """Feeds what happens to `policy.failover` and carries out its commands, for one request.
 
-    :param succeeded: called when a 2xx is committed, with the model and the time each failed model failed.
-    :param ended: called once, when nothing more will be written: with the error of our own to answer with, or
-        None when the answer was relayed, cut or abandoned. The record is complete by then.
+    :param key: under which the client's choice is remembered; None: it is not.
+    :param previous: what was remembered.
     """
+
+    __slots__ = (
+        "_attempt",
+        "_body",
+        "_call",
+        "_committed",
+        "_deadline",
+        "_downstream",
+        "_ended",
+        "_head",
+        "_open_upstream",
+        "_pipe",
+        "_record",
+        "_relay",
+        "_state",
+        "key",
+        "previous",
+        "route",
+    )
+    _downstream: IDownstream
+    _open_upstream: OpenUpstream
+    _ended: Callable[[RequestRecord, ApiError | None], None]
 
     def __init__(
         self,
-        plan: Plan,
-        limits: Limits,
+        relay: Surroundings,
+        call: ChatCall,
+        body: ChatBody,
+        route: Route,
+        key: bytes | None,
+        previous: StickyChoice | None,
         record: RequestRecord,
-        downstream: IDownstream,
-        clock: IReactorTime,
-        deadlines: Deadlines,
-        open_attempt: OpenAttempt,
-        succeeded: Callable[[str, Mapping[str, float]], None],
-        ended: Callable[[ApiError | None], None],
     ) -> None:
-        self._plan = plan
-        self._limits = limits
+        self._relay = relay
+        self._call = call
+        self._body = body
+        self.route = route
+        self.key = key
+        self.previous = previous
         self._record = record
-        self._downstream = downstream
-        self._clock = clock
-        self._deadlines = deadlines
-        self._open_attempt = open_attempt
-        self._succeeded = succeeded
-        self._ended = ended
-        self._state: Failover | None = None
+        self._state = route.state
         self._attempt: IUpstreamAttempt | None = None
         self._head: ResponseHead | None = None
         self._pipe: Pipe | None = None
         self._deadline: Deadline | None = None
+        self._committed = False
+
+    def connect(
+        self,
+        downstream: IDownstream,
+        open_upstream: OpenUpstream,
+        ended: Callable[[RequestRecord, ApiError | None], None],
+    ) -> None:
+        """Learn of both ends.
+
+        :param ended: called once, when nothing more will be written and the request is counted: with the error of
+            our own to answer with, or None when the answer was relayed, cut or abandoned.
+        """
+        self._downstream = downstream
+        self._open_upstream = open_upstream
+        self._ended = ended
 
     def start(self) -> None:
         """Begin the first attempt."""
-        self._deadline = self._deadlines.start(self._limits.request_deadline, self._out_of_time)
-        self._record.first_attempt = self._clock.seconds()
-        self._state, command = begin(
-            self._plan,
-            stream=self._record.stream,
-            timeouts=self._limits.timeouts,
-            max_attempts=self._limits.max_attempts,
-        )
+        relay = self._relay
+        self._deadline = relay.deadlines.start(relay.rules.limits.request_deadline, self._out_of_time)
+        self._record.first_attempt = relay.clock.seconds()
         try:
-            self._try(command)
+            self._try(self.route.first)
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
 
@@ -120,28 +182,43 @@ class Exchange:
         self._record.attempts[-1].status = head.status
         self._happened(Head(head.status))
 
-    def body(self, data: bytes) -> None:
-        self._record.first_byte = self._clock.seconds()
+    def body(self, data: bytes, framed: bytes = b"") -> None:
+        self._record.first_byte = self._relay.clock.seconds()
         self._happened(FirstByte())
         if self._pipe is not None and self._record.outcome is None:
-            self._pipe.body(data)
+            self._pipe.body(data, framed)
 
     def end(self) -> None:
         self._happened(Ended())
 
-    def failed(self, failure: ConnectFailed | Lost | DeadlinePassed) -> None:
+    def failed(self, failure: ConnectFailed | Lost | DeadlinePassed | Refused) -> None:
         self._happened(failure)
+
+    def answer(self, head: ResponseHead, data: bytes) -> None:
+        attempt = self._attempt
+        if attempt is not None and is_plain_event_stream(head.status, head.index):
+            # its end has to be judged, which the pipe does
+            self.head(head)
+            attempt.observer.body(data)
+            if self._record.outcome is None:
+                attempt.observer.end()
+            return
+        self._head = head
+        self._record.attempts[-1].status = head.status
+        self._happened(Answer(head.status), data)
 
     # the state machine's commands
 
-    def _happened(self, event: Event) -> None:
-        assert self._state is not None  # noqa: S101 - no attempt reports before start()
+    def _happened(self, event: Event, data: bytes = b"") -> None:
         self._state, command, failure = step(self._state, event)
         if failure is not None:
             self._record.attempts[-1].failure = failure
-            self._record.attempts[-1].failed = self._clock.seconds()
+            self._record.attempts[-1].failed = self._relay.clock.seconds()
         try:
-            self._carry_out(command)
+            if data and isinstance(command, Commit | PassBack):
+                self._relay_whole(data)
+            else:
+                self._carry_out(command)
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
 
@@ -153,42 +230,58 @@ class Exchange:
             case AwaitBody(timeout) if self._attempt is not None:
                 self._attempt.expect_body(timeout)
             case Commit():
-                self._commit()
+                self._relay_body()
             case PassBack():
-                self._commit()
+                self._relay_body()
                 self._downstream.write(b"")
             case Refuse(error):
                 self._drop_attempt()
                 self._refuse(error)
 
     def _try(self, command: Try) -> None:
+        model = command.model
         self._head = None
-        self._record.attempts.append(AttemptRecord(command.model, self._clock.seconds()))
-        self._attempt = self._open_attempt(command.model, command.header_timeout, self)
+        self._record.attempts.append(AttemptRecord(model, self._relay.clock.seconds()))
+        call, body = self._call, self._body
+        data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
+        request = UpstreamRequest(call.method, call.target, call.fields, data)
+        self._attempt = self._open_upstream(model, request, command.header_timeout, self)
         self._attempt.start()
 
-    def _commit(self) -> None:
-        """Write the held head; from here on the pipe is the attempt's observer and failover is over."""
-        head, attempt, record = self._head, self._attempt, self._record
-        assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
+    def _commit(self, head: ResponseHead) -> bytes:
+        """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own."""
+        record = self._record
         self._stop_deadline()
         model = record.attempts[-1].model
         record.status = head.status
         record.selected = model
-        if record.first_byte is None:  # an answer that passes back before its body
-            record.first_byte = self._clock.seconds()
+        if record.first_byte is None:
+            record.first_byte = self._relay.clock.seconds()
         if 200 <= head.status < 300:
-            self._succeeded(model, {a.model: a.failed for a in record.attempts if a.failed is not None})
-        self._pipe = Pipe(
-            attempt, self._downstream, head, self._clock, self._deadlines, self._limits.patience, self._relayed
-        )
-        attempt.observer = self._pipe
-        headers = downstream_response_headers(head.headers, head.names, self._own_headers(model))
-        self._downstream.start(head.status, head.reason, headers, self._pipe)
+            failures = {a.model: a.failed for a in record.attempts if a.failed is not None}
+            self._relay.succeeded(self, model, failures)
+        self._committed = True
+        own = b"%b: %d\r\n%b: %b\r\n" % (ATTEMPTS, len(record.attempts), REQUEST_ID, record.request_id.encode())
+        return own if self.route.plan.mode == "direct" else b"%b: %b\r\n%b" % (SELECTED, model.encode(), own)
 
-    def _own_headers(self, model: str) -> list[Header]:
-        own = [(ATTEMPTS, b"%d" % len(self._record.attempts)), (REQUEST_ID, self._record.request_id.encode())]
-        return own if self._plan.mode == "direct" else [(SELECTED, model.encode()), *own]
+    def _relay_body(self) -> None:
+        """Write the held head; from here on the pipe is the attempt's observer."""
+        head, attempt, relay = self._head, self._attempt, self._relay
+        assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
+        own = self._commit(head)
+        patience = relay.rules.limits.patience
+        self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed)
+        attempt.observer = self._pipe
+        self._downstream.start(head, own, self._pipe)
+
+    def _relay_whole(self, data: bytes) -> None:
+        """Write an answer that is here from its head to its end."""
+        head = self._head
+        assert head is not None  # noqa: S101 - it came with the data
+        own = self._commit(head)
+        self._downstream.answer(head, own, data)
+        self._record.bytes_out = len(data)
+        self._finish("complete", None)
 
     def _relayed(self, outcome: Outcome, fault: str | None) -> None:
         self._record.error = fault
@@ -215,7 +308,7 @@ class Exchange:
         """End the request, whatever it was that went wrong: an error where nothing was written yet, else a cut."""
         events.failed_unexpectedly(Failure(), "relaying a request")
         self._drop_attempt()
-        if self._pipe is None and self._record.outcome is None:
+        if not self._committed and self._record.outcome is None:
             self._refuse(internal_error())
         else:
             self._record.error = "internal_error"
@@ -223,15 +316,17 @@ class Exchange:
             self._finish("cut", None)
 
     def _finish(self, outcome: Outcome, error: ApiError | None) -> None:
-        if self._record.outcome is not None:
+        record = self._record
+        if record.outcome is not None:
             return
         self._stop_deadline()
-        self._record.outcome = outcome
-        self._record.ended = self._clock.seconds()
+        record.outcome = outcome
+        record.ended = self._relay.clock.seconds()
         if self._pipe is not None:
             self._pipe.stop()
-            self._record.bytes_out = self._pipe.bytes_relayed
-        self._ended(error)
+            record.bytes_out = self._pipe.bytes_relayed
+        self._relay.finished(record)
+        self._ended(record, error)
 
     def _drop_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

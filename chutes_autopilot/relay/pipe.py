@@ -61,8 +61,7 @@ class Pipe:
         self._watch = Watch(
             self._now, deadlines, patience, downstream.unsent, self._upstream_idle, self._client_stalled
         )
-        if not attempt.whole:
-            self._watch.start()
+        self._watch.start()
         self._end_waits = False
         self.bytes_relayed = 0
         """Body bytes given to the client's transport so far."""
@@ -70,7 +69,10 @@ class Pipe:
     def head(self, head: ResponseHead) -> None:
         raise AssertionError("a committed attempt has had its head")
 
-    def body(self, data: bytes) -> None:
+    def answer(self, head: ResponseHead, data: bytes) -> None:
+        raise AssertionError("a committed attempt has had its head")
+
+    def body(self, data: bytes, framed: bytes = b"") -> None:
         guard = self._guard
         if guard is None or guard.feed(data):
             self._watch.heard_at = self._now()
@@ -81,7 +83,7 @@ class Pipe:
             self._downstream.write(data[:-1])
             self._cut(TRUNCATED)
         else:
-            self._downstream.write(data)
+            self._downstream.write(data, framed)
 
     def end(self) -> None:
         if self._ends_too_early():

@@ -16,14 +16,17 @@ STALE_SECONDS = 0.5
 """How long after a request the news may take that its connection had been closed before: about one round trip."""
 
 
-@attrs.frozen
+@attrs.define
 class UpstreamRequest:
-    """What is sent: method and target as the client gave them, the filtered header lines, the body's bytes."""
+    """What is sent: method and target as the client gave them, the filtered header lines, the body's bytes.
+
+    :param body: in pieces, so that a large one is copied once, when it is sent.
+    """
 
     method: bytes
     target: bytes
     fields: bytes
-    body: bytes
+    body: tuple[bytes, ...]
 
 
 @implementer(IUpstreamAttempt)
@@ -55,14 +58,14 @@ class ChatAttempt:
         self._deadlines = deadlines
         self._request = request
         self._header_timeout = header_timeout
-        self._connection: UpstreamConnection | None = None
-        self._cancel_connecting: Callable[[], None] | None = None
-        self._deadline: Deadline | None = None
-        self._reused = False
-        self._head_seen = False
-        self.whole = False
-        self._sent_at = 0.0
         self.observer = observer
+
+    _connection: UpstreamConnection | None = None
+    _cancel_connecting: Callable[[], None] | None = None
+    _deadline: Deadline | None = None
+    _reused = False
+    _head_seen = False
+    _sent_at = 0.0
 
     def start(self) -> None:
         """Send the request, on an idle connection where there is one."""
@@ -75,8 +78,6 @@ class ChatAttempt:
 
     def expect_body(self, timeout: float) -> None:
         """The first body byte must arrive within ``timeout`` seconds from now."""
-        if self.whole:
-            return
         self._disarm()
         self._deadline = self._deadlines.start(timeout, self._first_byte_late)
 
@@ -111,10 +112,11 @@ class ChatAttempt:
         self._cancel_connecting = None
         self._connection = connection
         self._sent_at = self._deadlines.now()
-        request = self._request
-        target = self._backend.prefix + request.target
-        head = request_head(request.method, target, self._backend.host_header, request.fields, len(request.body))
-        connection.send(head, request.body, self)
+        request, backend = self._request, self._backend
+        length = sum(map(len, request.body))
+        target = backend.prefix + request.target
+        head = request_head(request.method, target, backend.host_header, request.fields, length)
+        connection.send(b"".join((head, *request.body)), self)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -139,16 +141,20 @@ class ChatAttempt:
             self._disarm()
             self._deadline = self._deadlines.start(self._header_timeout, self._header_late)
 
-    def head(self, head: ResponseHead, whole: bool) -> None:
+    def head(self, head: ResponseHead) -> None:
         self._head_seen = True
-        self.whole = whole
         self._disarm()
         self.observer.head(head)
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, framed: bytes) -> None:
         if self._deadline is not None:
             self._disarm()
-        self.observer.body(data)
+        self.observer.body(data, framed)
+
+    def answer(self, head: ResponseHead, data: bytes) -> None:
+        self._disarm()
+        self._connection = None
+        self.observer.answer(head, data)
 
     def end(self) -> None:
         self._disarm()

@@ -11,9 +11,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chutes_autopilot.upstream.direct import Write, best_write, queue
-from chutes_autopilot.wire.http1 import Body, End, Invalid, ResponseHead, ResponseParser
+from chutes_autopilot.wire.http1 import REUSABLE, Body, End, Invalid, ResponseHead, ResponseParser
 
-SEND_SLICE_BYTES = 65536
+SEND_SLICE_BYTES = 262144
 """A request up to this size is one write; a larger one is sent in slices as the socket takes them."""
 
 
@@ -23,11 +23,14 @@ class ResponseReceiver(TypingProtocol):
     def wrote(self) -> None:
         """Request bytes were handed to the socket; the last call comes with the last byte."""
 
-    def head(self, head: ResponseHead, whole: bool) -> None:
-        """The complete final head arrived, with ``whole`` together with everything to the response's end."""
+    def head(self, head: ResponseHead) -> None:
+        """The complete final head arrived."""
 
-    def body(self, data: bytes) -> None:
-        """Body bytes arrived, transfer coding removed."""
+    def body(self, data: bytes, framed: bytes) -> None:
+        """Body bytes arrived, transfer coding removed; ``framed``: the same in whole chunks, where they came so."""
+
+    def answer(self, head: ResponseHead, data: bytes) -> None:
+        """The whole response arrived at once: `head`, `body` and `end` in one."""
 
     def end(self) -> None:
         """The response is complete; the connection is no longer the receiver's."""
@@ -86,18 +89,17 @@ class UpstreamConnection(Protocol):
     def handshakeCompleted(self) -> None:
         self._opened(self)
 
-    def send(self, head: bytes, body: bytes, receiver: ResponseReceiver) -> None:
-        """Send a request; ``receiver`` hears of the response until its ``end`` or ``broken``."""
+    def send(self, request: bytes, receiver: ResponseReceiver) -> None:
+        """Send a request, head and body; ``receiver`` hears of the response until its ``end`` or ``broken``."""
         self._receiver = receiver
         self._parser = ResponseParser()
         self.silent = True
-        if len(head) + len(body) <= SEND_SLICE_BYTES:
-            self._write(self.transport, head + body)
+        if len(request) <= SEND_SLICE_BYTES:
+            self._write(self.transport, request)
             receiver.wrote()
         else:
             self._sending = True
-            self.transport.write(head)
-            self.transport.registerProducer(_BodySlices(self, body), False)
+            self.transport.registerProducer(_Slices(self, request), False)
 
     def sent_slice(self, last: bool) -> None:
         """A slice of a large request was written."""
@@ -132,7 +134,27 @@ class UpstreamConnection(Protocol):
         if self._parser is None:
             self.abort()  # bytes that no request asked for
             return
-        self._deliver(self._parser.receive(data))
+        events = self._parser.receive(data)
+        last = events[-1] if events else None
+        if last is REUSABLE and len(events) == 3 and self._receiver is not None:
+            head, body, _ = events  # two bodies would be one
+            assert isinstance(head, ResponseHead) and isinstance(body, Body)  # noqa: S101, PT018
+            receiver = self._receiver
+            self._release(last)
+            receiver.answer(head, body.data)
+        elif type(last) is Body and len(events) == 1 and self._receiver is not None:
+            self._receiver.body(last.data, last.framed)
+        else:
+            self._deliver(events)
+
+    def _release(self, end: End) -> None:
+        """The response is complete: the connection is the pool's again, or at its end."""
+        self._receiver = None
+        self._parser = None
+        if end.reusable and not self._sending and not self._paused:
+            self._idle(self)
+        else:
+            self.transport.abortConnection()
 
     def _deliver(self, events: list[ResponseHead | Body | End | Invalid]) -> None:
         for event in events:
@@ -141,19 +163,14 @@ class UpstreamConnection(Protocol):
                 return
             match event:
                 case ResponseHead():
-                    receiver.head(event, isinstance(events[-1], End | Invalid))
+                    receiver.head(event)
                 case Body(data):
-                    receiver.body(data)
+                    receiver.body(data, event.framed)
                 case Invalid():
                     self.abort()
                     receiver.broken()
-                case End(reusable):
-                    self._receiver = None
-                    self._parser = None
-                    if reusable and not self._sending and not self._paused:
-                        self._idle(self)
-                    else:
-                        self.transport.abortConnection()
+                case End():
+                    self._release(event)
                     receiver.end()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -167,17 +184,17 @@ class UpstreamConnection(Protocol):
 
 
 @implementer(IPullProducer)
-class _BodySlices:
+class _Slices:
     """Writes a large request as fast as the socket takes it, so that a stalled upstream is seen as stalled."""
 
-    def __init__(self, connection: UpstreamConnection, body: bytes) -> None:
+    def __init__(self, connection: UpstreamConnection, request: bytes) -> None:
         self._connection = connection
-        self._body = memoryview(body)
+        self._rest = memoryview(request)
 
     def resumeProducing(self) -> None:
-        piece, self._body = self._body[:SEND_SLICE_BYTES], self._body[SEND_SLICE_BYTES:]
+        piece, self._rest = self._rest[:SEND_SLICE_BYTES], self._rest[SEND_SLICE_BYTES:]
         self._connection.transport.write(bytes(piece))
-        self._connection.sent_slice(last=not self._body)
+        self._connection.sent_slice(last=not self._rest)
 
     def stopProducing(self) -> None:
-        self._body = self._body[:0]
+        self._rest = self._rest[:0]

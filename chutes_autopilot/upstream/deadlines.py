@@ -24,6 +24,15 @@ class Deadline:
         """It will not be told that it passed."""
         self._queue.waiting.pop(self, None)
 
+    def restart(self, seconds: float) -> bool:
+        """Begin anew; False where it has passed, was called off, or is of another duration."""
+        queue = self._queue
+        if queue.seconds != seconds or self not in queue.waiting:
+            return False
+        self.expires = queue.now() + seconds
+        queue.waiting.move_to_end(self)
+        return True
+
 
 class Deadlines:
     """Starts deadlines.
@@ -44,8 +53,8 @@ class Deadlines:
         """Call ``expired`` in ``seconds`` from now, unless the result is cancelled before."""
         queue = self._queues.get(seconds)
         if queue is None:
-            queue = self._queues[seconds] = _Queue(self._clock)
-        return queue.add(seconds, expired)
+            queue = self._queues[seconds] = _Queue(self._clock, seconds)
+        return queue.add(expired)
 
     def stop(self) -> None:
         """Forget every deadline; for the end of the service."""
@@ -57,16 +66,18 @@ class Deadlines:
 class _Queue:
     """The deadlines of one duration, oldest first."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, seconds: float) -> None:
         self._clock = clock
+        self.now = clock.seconds
+        self.seconds = seconds
         self._call: IDelayedCall | None = None
         self.waiting: OrderedDict[Deadline, None] = OrderedDict()
 
-    def add(self, seconds: float, expired: Callable[[], None]) -> Deadline:
-        deadline = Deadline(self, self._clock.seconds() + seconds, expired)
+    def add(self, expired: Callable[[], None]) -> Deadline:
+        deadline = Deadline(self, self.now() + self.seconds, expired)
         self.waiting[deadline] = None
         if self._call is None:
-            self._call = self._clock.callLater(seconds, self._sweep)
+            self._call = self._clock.callLater(self.seconds, self._sweep)
         return deadline
 
     def stop(self) -> None:

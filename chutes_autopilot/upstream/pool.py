@@ -93,7 +93,7 @@ class ConnectionPool:
         """The most recently used idle connection to ``backend``, which is then the caller's."""
         for index in range(len(self._idle) - 1, -1, -1):
             connection, its_backend, _ = self._idle[index]
-            if its_backend == backend:
+            if its_backend is backend or its_backend == backend:
                 del self._idle[index]
                 return connection
         return None

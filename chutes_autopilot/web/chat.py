@@ -5,7 +5,8 @@ from twisted.internet.defer import Deferred
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import RequestRecord
-from chutes_autopilot.relay.chat import CHAT_PATH, ChatCall, ChatRelay, Client, peer_of
+from chutes_autopilot.relay.call import ChatCall, Client, peer_of
+from chutes_autopilot.relay.chat import CHAT_PATH, ChatRelay
 from chutes_autopilot.web.downstream import RequestDownstream
 from chutes_autopilot.web.site import GatewayRequest
 from chutes_autopilot.wire.headers import header_lines, upstream_request_headers

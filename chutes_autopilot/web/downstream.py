@@ -1,6 +1,5 @@
 """The client's side of an exchange over a twisted.web request."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
@@ -8,7 +7,8 @@ from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IDownstream
 from chutes_autopilot.web.site import GatewayRequest
-from chutes_autopilot.wire.headers import Header
+from chutes_autopilot.wire.headers import downstream_response_headers
+from chutes_autopilot.wire.http1 import ResponseHead
 
 
 @implementer(IDownstream)
@@ -18,20 +18,29 @@ class RequestDownstream:
     def __init__(self, request: GatewayRequest) -> None:
         self._request = request
 
-    def start(self, status: int, reason: bytes, headers: Iterable[Header], producer: IPushProducer) -> None:
-        """Write the head as the upstream sent it: twisted.web's own Server and, where there is one, Date give way."""
-        request = self._request
-        request.setResponseCode(status, reason)
-        own = request.responseHeaders
-        own.removeHeader(b"Server")
-        headers = list(headers)
-        if any(name.lower() == b"date" for name, _ in headers):
-            own.removeHeader(b"Date")
-        for name, value in headers:
-            own.addRawHeader(name, value)
-        request.registerProducer(producer, True)
+    def start(self, head: ResponseHead, own: bytes, producer: IPushProducer) -> None:
+        self._begin(head, own)
+        self._request.registerProducer(producer, True)
 
-    def write(self, data: bytes) -> None:
+    def answer(self, head: ResponseHead, own: bytes, data: bytes) -> None:
+        self._begin(head, own)
+        self._request.write(data)
+
+    def _begin(self, head: ResponseHead, own: bytes) -> None:
+        """Set the head as the upstream sent it: twisted.web's own Server and, where there is one, Date give way."""
+        request = self._request
+        request.setResponseCode(head.status, head.reason)
+        set_here = request.responseHeaders
+        set_here.removeHeader(b"Server")
+        if b"date" in head.index:
+            set_here.removeHeader(b"Date")
+        for name, value in downstream_response_headers(head.headers):
+            set_here.addRawHeader(name, value)
+        for line in own.split(b"\r\n")[:-1]:
+            name, _, value = line.partition(b": ")
+            set_here.addRawHeader(name, value)
+
+    def write(self, data: bytes, framed: bytes = b"") -> None:
         self._request.write(data)
 
     def finish(self) -> None:

@@ -115,12 +115,30 @@ class TimedChannel(HTTPChannel):
         timeout: float | None = self.timeOut
         return timeout
 
+    def pause_time(self) -> None:
+        """A request has arrived whole: nothing is waited for until `resume_time`."""
+        self._fresh = False
+        if self._awaited is Awaited.NEXT_REQUEST:
+            self._awaited = None  # its deadline goes on, to be restarted rather than made anew
+        else:
+            self._end_time()
+
+    def resume_time(self) -> None:
+        """The request is answered: the next one is waited for."""
+        if self._deadline is not None and self._deadline.restart(self.limits.idle_timeout):
+            self._awaited = Awaited.NEXT_REQUEST
+        else:
+            self._deadline = None
+            self.watch_client()
+
     def resetTimeout(self) -> None:
         """No byte prolongs anything."""
 
     def _too_slow(self) -> None:
         awaited = self._awaited
         self._end_time()
+        if awaited is None:
+            return
         if awaited is not self.awaited():
             self.watch_client()
         elif awaited is Awaited.NEXT_REQUEST or not (self.requests or self._buffer or awaited is Awaited.BODY):

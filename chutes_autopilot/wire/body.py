@@ -38,7 +38,7 @@ _Members = dict[str, msgspec.Raw]
 _DECODER = msgspec.json.Decoder(_Members)
 
 
-@attrs.frozen
+@attrs.define
 class ChatBody:
     """A chat completion request as routing sees it.
 
@@ -57,9 +57,9 @@ class ChatBody:
     stream: bool
     prompt_cache_key: str
 
-    def with_model(self, model: str) -> bytes:
-        """The body with another ``model`` value and every other byte as received."""
-        return self.data[: self.model_start] + json.dumps(model).encode() + self.data[self.model_end :]
+    def with_model(self, model: str) -> tuple[bytes, bytes, bytes]:
+        """The body, in pieces, with another ``model`` value and every other byte as received."""
+        return self.data[: self.model_start], msgspec.json.encode(model), self.data[self.model_end :]
 
 
 def read_chat_body(data: bytes) -> ChatBody:
@@ -77,9 +77,12 @@ def _plain_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody | N
     """The body where ``"model"`` stands in it once and nowhere in escapes: it is then the top-level key, and no walk
     is needed to find its value."""
     value = members.get("model")
-    if value is None or data.count(b'"model"') != 1 or _ESCAPED_MODEL.search(data):
+    key_at = data.find(b'"model"')
+    if value is None or key_at < 0 or data.find(b'"model"', key_at + 7) >= 0:
         return None
-    start = _AFTER_KEY.match(data, data.index(b'"model"') + 7)
+    if b"\\" in data and b"\\u00" in data and _ESCAPED_MODEL.search(data):
+        return None
+    start = _AFTER_KEY.match(data, key_at + 7)
     raw = bytes(value)
     if start is None or not data.startswith(raw, start.end()):
         return None
@@ -118,7 +121,8 @@ def _walked_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody:
 def _validated(data: bytes) -> tuple[Mapping[str, msgspec.Raw], bytes]:
     """The top-level members and the text they were read from, which has the length of ``data``."""
     try:
-        data.decode()  # msgspec does not look at the encoding of strings it skips
+        if not data.isascii():
+            data.decode()  # msgspec does not look at the encoding of strings it skips
     except UnicodeDecodeError as error:
         raise ApiError("invalid_json", f"The body is not UTF-8 (byte {error.start}).") from None
     try:

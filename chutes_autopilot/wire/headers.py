@@ -79,22 +79,14 @@ def header_lines(headers: Iterable[Header]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def downstream_response_headers(
-    received: Sequence[Header], names: Sequence[bytes], own: Iterable[Header]
-) -> list[Header]:
-    """The headers of the client's answer: the upstream's end-to-end ones in their order, then our own.
+def downstream_response_headers(received: Sequence[Header]) -> list[Header]:
+    """The upstream's headers that reach the client, in their order: the end-to-end ones.
 
-    ``own`` replaces what the upstream sent under the same names; other ``x-chutes-autopilot-*`` fields of the
-    upstream are dropped, because only this gateway can know them.
-
-    :param names: the lower-case name of each header received.
+    What this gateway writes itself is not among them, nor other ``x-chutes-autopilot-*`` fields, because only this
+    gateway can know them.
     """
+    named = [(name.lower(), (name, value)) for name, value in received]
     dropped = DROPPED_FROM_RESPONSES
-    if b"connection" in names:
+    if any(lower == b"connection" for lower, _ in named):
         dropped |= named_by_connection(received)
-    kept = [
-        header
-        for header, name in zip(received, names, strict=True)
-        if name not in dropped and not name.startswith(OWN_PREFIX)
-    ]
-    return [*kept, *own]
+    return [header for lower, header in named if lower not in dropped and not lower.startswith(OWN_PREFIX)]

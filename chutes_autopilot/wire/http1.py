@@ -6,11 +6,11 @@ and unknown transfer codings are all `Invalid`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
-from chutes_autopilot.wire.headers import Header
+from chutes_autopilot.wire.headers import Header, header_lines
 
 MAX_HEAD_BYTES = 65536
 MAX_HEADERS = 256
@@ -23,6 +23,19 @@ _FIELDS = re.compile(_FIELD_LINES)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _FIELD = re.compile(rb"([^:]+):[ \t]*([^\r]*?)[ \t]*\r\n")
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n(" + _FIELD_LINES + rb")\r\n")
+_PLAIN_HEAD = re.compile(
+    rb"HTTP/1\.1 ([2-9][0-9]{2}) ([^\x00-\x08\x0a-\x1f\x7f]*)\r\n"
+    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*)\r\n"
+)
+"""A final head written as nearly everybody writes it, with a space after each colon."""
+
+_GATEWAY_FIELD = re.compile(
+    rb"(?:^|\n)(content-(?:length|type|encoding)|t(?:ransfer-encoding|e|railer)|connection|keep-alive|upgrade|date|"
+    rb"proxy-(?:connection|authenticate|authorization)|x-request-id|x-chutes-autopilot-[^:]*): ([^\r]*)",
+    re.IGNORECASE,
+)
+"""The fields a gateway looks at; of a plain head no others are taken apart."""
+
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
@@ -31,33 +44,66 @@ class _InvalidResponse(Exception):
     """Carries the name of a fault from where it is found to `ResponseParser.receive`."""
 
 
-@attrs.frozen
 class ResponseHead:
     """A complete final response head: status, reason phrase, and fields in the order received.
 
-    ``names`` are the fields' names in lower case, one for each; ``index`` gives the last value of each name.
+    :param headers: the fields one by one; made from ``block`` when they are asked for.
+    :param block: the same as lines, each with its line end.
+    :param index: lower-case name to last value, at least of the fields that a gateway looks at.
     """
 
-    status: int
-    reason: bytes
-    headers: tuple[Header, ...]
-    names: tuple[bytes, ...] = attrs.field(init=False, eq=False, repr=False)
-    index: dict[bytes, bytes] = attrs.field(init=False, eq=False, repr=False)
+    __slots__ = ("_block", "_headers", "index", "reason", "status")
 
-    @names.default
-    def _names(self) -> tuple[bytes, ...]:
-        return tuple([name.lower() for name, _ in self.headers])
+    def __init__(
+        self,
+        status: int,
+        reason: bytes,
+        headers: tuple[Header, ...] | None = None,
+        block: bytes | None = None,
+        index: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        self.status = status
+        self.reason = reason
+        self._headers = headers
+        self._block = block
+        self.index = {name.lower(): value for name, value in self.headers} if index is None else index
 
-    @index.default
-    def _index(self) -> dict[bytes, bytes]:
-        return {name: header[1] for name, header in zip(self.names, self.headers, strict=True)}
+    @property
+    def headers(self) -> tuple[Header, ...]:
+        """Name and value of every field."""
+        if self._headers is None:
+            self._headers = tuple(_FIELD.findall(self._block or b""))
+        return self._headers
+
+    @property
+    def block(self) -> bytes:
+        """The fields as they stand in a head."""
+        if self._block is None:
+            self._block = header_lines(self.headers)
+        return self._block
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResponseHead) and (self.status, self.reason, self.headers) == (
+            other.status,
+            other.reason,
+            other.headers,
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared, never kept in a set
+
+    def __repr__(self) -> str:
+        return f"ResponseHead({self.status}, {len(self.headers)} fields)"
 
 
-@attrs.frozen
+@attrs.define
 class Body:
-    """Body bytes without their transfer coding; never empty."""
+    """Body bytes without their transfer coding; never empty.
+
+    ``framed`` is the same bytes as they came, where that was in whole chunks without extensions, else nothing.
+    """
 
     data: bytes
+    framed: bytes = attrs.field(default=b"", eq=False, repr=False)
 
 
 @attrs.frozen
@@ -75,6 +121,9 @@ class Invalid:
 
 
 Event = ResponseHead | Body | End | Invalid
+
+REUSABLE = End(reusable=True)
+"""The usual end: made once, as one is needed for every response."""
 
 
 def request_head(method: bytes, target: bytes, host: bytes, fields: bytes, length: int) -> bytes:
@@ -96,22 +145,29 @@ class ResponseParser:
              ──▶ DONE                       (204, 304, Content-Length: 0)
     """
 
+    _buffer = b""
+    _at = 0  # what lies before this offset of the buffer has been read
+    _remaining = 0
+    _informational = 0
+    _trailer_bytes = 0
+    _reusable = True
+    _until_close = False
+    _done = False
+
     def __init__(self) -> None:
         self._read: Callable[[list[Event]], bool] = self._read_head
-        self._buffer = b""
-        self._at = 0  # what lies before this offset of the buffer has been read
-        self._remaining = 0
-        self._informational = 0
-        self._trailer_bytes = 0
-        self._reusable = True
-        self._until_close = False
-        self._done = False
+        self._between_chunks = False  # all that came has been read, and a chunk's size comes next
 
     def receive(self, data: bytes) -> list[Event]:
         """The events that ``data`` completes; after an `End` or `Invalid` no more bytes are taken.
 
         Bytes after the end of the response are a fault of the upstream: its `End` is then not reusable.
         """
+        if self._between_chunks:
+            body = _whole_chunks(data)
+            if body is not None:
+                return [body]
+            self._between_chunks = False
         events: list[Event] = []
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
@@ -121,8 +177,13 @@ class ResponseParser:
         except _InvalidResponse as fault:
             self._done = True
             events.append(Invalid(str(fault)))
-        if events and self._done and self._at < len(self._buffer) and isinstance(events[-1], End):
-            events[-1] = End(reusable=False)
+        if self._done:
+            if self._at < len(self._buffer) and events and isinstance(events[-1], End):
+                events[-1] = End(reusable=False)
+        elif self._at == len(self._buffer):
+            self._buffer = b""
+            self._at = 0
+            self._between_chunks = self._read == self._read_chunk_line
         return _joined(events) if len(events) > 2 else events
 
     def closed(self) -> list[Event]:
@@ -136,7 +197,7 @@ class ResponseParser:
 
     def _finish(self, events: list[Event]) -> bool:
         self._done = True
-        events.append(End(reusable=self._reusable))
+        events.append(REUSABLE if self._reusable else End(reusable=False))
         return False
 
     def _take_line(self, limit: int, what: str) -> bytes | None:
@@ -152,6 +213,8 @@ class ResponseParser:
         return line
 
     def _read_head(self, events: list[Event]) -> bool:
+        if self._at == 0 and self._read_plain_head(events):
+            return True
         head = _HEAD.match(self._buffer, self._at)
         if head is None or head.end() - self._at > MAX_HEAD_BYTES:
             return self._incomplete_head()
@@ -167,6 +230,37 @@ class ResponseParser:
         head_event = ResponseHead(status, reason or b"", headers)
         self._choose_framing(head_event, old == b"0")
         events.append(head_event)
+        return True
+
+    def _read_plain_head(self, events: list[Event]) -> bool:
+        """Take a head that is plain in every respect; False leaves it to the rest of `_read_head`."""
+        found = _PLAIN_HEAD.match(self._buffer)
+        if found is None or found.end() > MAX_HEAD_BYTES:
+            return False
+        status_text, reason, block = found.groups()
+        fields = _GATEWAY_FIELD.findall(block)
+        index = {name.lower(): value for name, value in fields}
+        if len(index) != len(fields) or block.count(b"\n") > MAX_HEADERS:
+            return False
+        length = index.get(b"content-length")
+        coding = index.get(b"transfer-encoding")
+        if (
+            (length is None) is (coding is None)
+            or status_text in (b"204", b"304")
+            or index.get(b"connection", b"keep-alive") != b"keep-alive"
+        ):
+            return False
+        if length is not None:
+            if not length.isdigit() or len(length) > 18:
+                return False
+            self._remaining = int(length)
+            self._read = self._read_length
+        elif coding == b"chunked":
+            self._read = self._read_chunk_line
+        else:
+            return False
+        self._at = found.end()
+        events.append(ResponseHead(int(status_text), reason, None, block, index))
         return True
 
     def _incomplete_head(self) -> bool:
@@ -271,8 +365,20 @@ class ResponseParser:
         return True
 
 
+def _whole_chunks(data: bytes) -> Body | None:
+    """The body bytes of a read that is nothing but whole chunks, written as nearly everybody writes them."""
+    parts = data.split(b"\r\n")
+    pieces = parts[1::2]
+    # the last part is what follows the last line end; a piece that holds a line end of its own fails the comparison
+    if parts.pop() or parts[::2] != [b"%x" % len(piece) for piece in pieces] or not all(pieces):
+        return None
+    return Body(pieces[0] if len(pieces) == 1 else b"".join(pieces), data)
+
+
 def _joined(events: list[Event]) -> list[Event]:
     """The same events with the body bytes of one read in one piece: one write to the client, not many."""
+    if len(events) == 3 and type(events[0]) is ResponseHead and type(events[2]) is not Body:
+        return events
     data = b"".join(event.data for event in events if isinstance(event, Body))
     others: list[Event] = [event for event in events if not isinstance(event, Body)]
     if data:
@@ -292,5 +398,5 @@ def _members(head: ResponseHead, name: bytes) -> list[bytes]:
     """The comma-separated members of a field, lower case and over all its lines."""
     if name not in head.index:
         return []
-    values = [value for found, (_, value) in zip(head.names, head.headers, strict=True) if found == name]
+    values = [value for found, value in head.headers if found.lower() == name]
     return [member for value in values for part in value.lower().split(b",") if (member := part.strip(b" \t"))]

@@ -117,7 +117,7 @@ class World:
             self.metrics,
             clock,
             deadlines,
-            lambda request, timeout, observer: ChatAttempt(
+            lambda model, request, timeout, observer: ChatAttempt(
                 pool, Backend(False, "up", 80), deadlines, request, timeout, observer
             ),
         )

@@ -33,8 +33,6 @@ class Upstream:
     observer: Any = None
     asked: list[str] = field(factory=list)
 
-    whole = False
-
     def start(self) -> None:
         self.asked.append("start")
 
@@ -60,10 +58,13 @@ class Client:
     ends: list[str] = field(factory=list)
     waiting: int = 0
 
-    def start(self, status: int, reason: bytes, headers: Any, producer: Any) -> None:
+    def start(self, head: Any, own: bytes, producer: Any) -> None:
         """The head is nothing to these tests."""
 
-    def write(self, data: bytes) -> None:
+    def answer(self, head: Any, own: bytes, data: bytes) -> None:
+        raise AssertionError("a pipe relays in pieces")
+
+    def write(self, data: bytes, framed: bytes = b"") -> None:
         assert not self.ends
         self.written += data
 

@@ -1,0 +1,56 @@
+"""One chat request as it was read from a client, and what it says of its sender."""
+
+import attrs
+
+from chutes_autopilot.policy.client_address import TrustedProxies, client_address
+from chutes_autopilot.policy.stickiness import bearer_token, client_key, session_value
+
+
+@attrs.define(eq=False)
+class Client:
+    """What a request says of its sender; used to recognise it, never to admit it.
+
+    :param peer: the other end's address; no IP address for a unix socket.
+    :param forwarded_for: the values of X-Forwarded-For in order.
+    """
+
+    peer: str
+    authorization: bytes | None = None
+    forwarded_for: tuple[bytes, ...] = ()
+    session_id: bytes | None = None
+    session_affinity: bytes | None = None
+    _session: bytes | None = attrs.field(default=None, init=False)
+    _key: bytes = attrs.field(default=b"", init=False)
+
+    def key(self, secret: bytes, trusted_proxies: TrustedProxies | None, prompt_cache_key: str) -> bytes:
+        """The key by which it is remembered; the last one is kept, for connections that bring many requests."""
+        session = session_value(self.session_id, self.session_affinity, prompt_cache_key)
+        if session != self._session:
+            token = bearer_token(self.authorization)
+            # the address counts only where there is no token, and reading it is not for nothing
+            address = "" if token else client_address(self.peer, self.forwarded_for, trusted_proxies)
+            self._key = client_key(secret, token=token, address=address, session=session)
+            self._session = session
+        return self._key
+
+
+@attrs.define
+class ChatCall:
+    """One chat request as it was read from a client.
+
+    :param target: the request target in origin form, as received.
+    :param fields: the header lines that go upstream (wire.headers.upstream_request_headers).
+    """
+
+    method: bytes
+    target: bytes
+    fields: bytes
+    body: bytes
+    request_id: str
+    client: Client
+
+
+def peer_of(address: object) -> str:
+    """The host of a Twisted address, or a word that is no IP address where it has none."""
+    host: str | None = getattr(address, "host", None)
+    return host or "unix"
