@@ -64,6 +64,16 @@ class SimulatedModel:
         """Whether it runs in a trusted execution environment; every such invented name says so."""
         return self.name.endswith("-TEE")
 
+    @property
+    def sealable(self) -> bool:
+        """Whether its instances have keys for the end-to-end transport; those that give no details run older code."""
+        return self.detailed
+
+    @property
+    def instance_ids(self) -> tuple[str, ...]:
+        """The names of its instances, the same in every answer that tells them."""
+        return tuple(str(uuid5(NAMESPACE_OID, f"instance {n} of {self.name}")) for n in range(self.instances))
+
 
 _TOOLS = ("json_mode", "tools", "structured_outputs")
 _THINKS = (*_TOOLS, "reasoning")

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chutes_autopilot.demo.faults import ANY_MODEL, SLOW_GAP, Fault, FaultBoard, FaultKind
+from chutes_autopilot.demo.faults import ANY_MODEL, PLACED, SLOW_GAP, Fault, FaultBoard, FaultKind
 from chutes_autopilot.demo.seen import SeenRequest
 
-_KEYS = ("fault", "model", "requests", "ms")
+_KEYS = ("fault", "model", "requests", "ms", "after")
 
 
 class ControlRefused(Exception):
@@ -18,7 +18,8 @@ def add_fault(board: FaultBoard, body: bytes) -> dict[str, Any]:
     """Put up the fault that a request body describes and answer with it.
 
     Keys: ``fault`` (a FaultKind), ``model`` (a name or ``*``, the default), ``requests`` (a whole number, or null, the
-    default, for until cleared) and, for the slow fault, ``ms`` (milliseconds between two events).
+    default, for until cleared); for the slow fault ``ms`` (milliseconds between two events), and for those that strike
+    at one event of a sealed stream ``after`` (how many come whole before it).
 
     :raises ControlRefused: for anything else.
     """
@@ -30,7 +31,7 @@ def add_fault(board: FaultBoard, body: bytes) -> dict[str, Any]:
         raise ControlRefused("the body is not a JSON object; " + _usage())
     if unknown := sorted(set(asked) - set(_KEYS)):
         raise ControlRefused(f"unknown keys: {', '.join(unknown)}; " + _usage())
-    kind, model, requests, ms = (asked.get(key) for key in _KEYS)
+    kind, model, requests, ms, after = (asked.get(key) for key in _KEYS)
     if not isinstance(kind, str) or kind not in list(FaultKind):
         raise ControlRefused("fault is missing or not one that is known; " + _usage())
     if not isinstance(model, str | None):
@@ -39,8 +40,10 @@ def add_fault(board: FaultBoard, body: bytes) -> dict[str, Any]:
         raise ControlRefused("requests is neither a whole number nor null; " + _usage())
     if ms is not None and (kind != FaultKind.SLOW or type(ms) is not int):
         raise ControlRefused("ms is a whole number and belongs to the fault slow only; " + _usage())
+    if after is not None and (kind not in PLACED or type(after) is not int):
+        raise ControlRefused("after is a whole number and belongs to some faults of sealed streams only; " + _usage())
     try:
-        fault = board.add(kind, model or ANY_MODEL, requests, SLOW_GAP if ms is None else ms / 1000)
+        fault = board.add(kind, model or ANY_MODEL, requests, SLOW_GAP if ms is None else ms / 1000, after or 0)
     except ValueError as refused:
         raise ControlRefused(f"{refused}; " + _usage()) from None
     return {"simulated": True, **_fault(fault)}
@@ -72,11 +75,14 @@ def _fault(fault: Fault) -> dict[str, Any]:
     shown: dict[str, Any] = {"fault": fault.kind, "model": fault.model, "requests": fault.requests}
     if fault.kind is FaultKind.SLOW:
         shown["ms"] = round(fault.gap * 1000)
+    if fault.kind in PLACED:
+        shown["after"] = fault.after
     return shown
 
 
 def _usage() -> str:
     return (
         'expected {"fault": one of ' + ", ".join(FaultKind) + ', "model": "*" or a name of GET /v1/models, '
-        '"requests": a whole number from 1 or null, "ms": for slow only}'
+        '"requests": a whole number from 1 or null, "ms": for slow only, '
+        '"after": for ' + ", ".join(kind for kind in FaultKind if kind in PLACED) + "}"
     )

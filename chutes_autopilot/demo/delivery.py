@@ -12,7 +12,7 @@ from zope.interface import implementer
 from chutes_autopilot.demo.site import SimulatorRequest
 
 BATCH = 64
-"""Pieces written at once when there is no pacing."""
+"""Pieces written at once when there is no pacing, unless the answer wants its own number."""
 
 
 class Ending(Enum):
@@ -47,6 +47,7 @@ class Delivery:
     :param head_delay: seconds until the head, which goes out together with the first piece; None is never.
     :param gap: seconds between two pieces; 0 sends as fast as the client reads.
     :param when_ended: called once, with True if the client left before the end.
+    :param batch: pieces written at once when the gap is 0.
     """
 
     _request: SimulatorRequest
@@ -56,6 +57,7 @@ class Delivery:
     _gap: float
     _ending: Ending
     _when_ended: Callable[[bool], object]
+    _batch: int = BATCH
     _next: bytes | None = field(default=None, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _paused: bool = field(default=False, init=False)
@@ -65,7 +67,7 @@ class Delivery:
         """Begin; the request must already have its status and headers."""
         self._request.notifyFinish().addErrback(self._client_left)
         if self._gap == 0:
-            self._pieces = _batched(self._pieces)
+            self._pieces = _batched(self._pieces, self._batch)
         if self._head_delay == 0:
             self._begin()
         elif self._head_delay is not None:
@@ -123,6 +125,6 @@ class Delivery:
         self._when_ended(client_left)
 
 
-def _batched(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    while batch := b"".join(islice(pieces, BATCH)):
+def _batched(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    while batch := b"".join(islice(pieces, size)):
         yield batch

@@ -135,13 +135,13 @@ def _item(model: SimulatedModel, popularity: int) -> dict[str, Any]:
         },
         "instances": [
             {
-                "instance_id": str(uuid5(NAMESPACE_OID, f"instance {number} of {model.name}")),
+                "instance_id": instance_id,
                 "region": "n/a",
                 "active": True,
                 "verified": True,
                 "last_verified_at": _CREATED,
             }
-            for number in range(model.instances)
+            for instance_id in model.instance_ids
         ],
         "logo_id": None,
         "openrouter": model.detailed,

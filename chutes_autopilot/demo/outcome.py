@@ -14,7 +14,7 @@ from chutes_autopilot.demo.completions import (
     unframed_error_tail,
     whole_answer,
 )
-from chutes_autopilot.demo.delivery import Ending
+from chutes_autopilot.demo.delivery import BATCH, Ending
 from chutes_autopilot.demo.faults import FaultKind
 
 CUT_AFTER = 3
@@ -46,31 +46,35 @@ class Refusal:
 
 @frozen
 class Outcome:
-    """An answer with status 200, told by its head, its body and its end."""
+    """An answer with status 200, told by its head, its body and its end.
+
+    :param batch: pieces written at once when there is no pacing.
+    """
 
     headers: tuple[tuple[bytes, bytes], ...]
     pieces: Iterator[bytes]
     ending: Ending
+    batch: int = BATCH
 
 
 def refusal_for(kind: FaultKind | None, call: ChatCall) -> Refusal | None:
     """The error answer of a fault that has one, else None."""
     match kind:
         case FaultKind.NO_INSTANCES:
-            return _refusal(503, f"No instances available (yet) for chute_id='{call.model.chute_id}'")
+            return refusal(503, f"No instances available (yet) for chute_id='{call.model.chute_id}'")
         case FaultKind.CAPACITY:
-            return _refusal(429, "Infrastructure is at maximum capacity, try again later")
+            return refusal(429, "Infrastructure is at maximum capacity, try again later")
         case FaultKind.EDGE_LIMIT:
             return Refusal(429, _EDGE_429, b"text/html")
         case FaultKind.NO_INFRASTRUCTURE:
-            return _refusal(500, "No infrastructure available to serve request")
+            return refusal(500, "No infrastructure available to serve request")
         case FaultKind.BAD_AUTHORIZATION:
-            return _refusal(401, "Invalid token.")
+            return refusal(401, "Invalid token.")
         # these two are faults of streams; without one the platform still has its status line to say it with
         case FaultKind.ERROR_TAIL if not call.stream:
-            return _refusal(500, "Unhandled exception: simulated")
+            return refusal(500, "Unhandled exception: simulated")
         case FaultKind.ERROR_EVENT_FIRST if not call.stream:
-            return _refusal(503, "simulated engine failure")
+            return refusal(503, "simulated engine failure")
         case _:
             return None
 
@@ -95,10 +99,9 @@ def stream_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
             return Outcome(headers, *_body(kind, pieces))
 
 
-def whole_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
-    """The JSON answer, whole or as the fault leaves it; but for the empty one, Content-Length promises the whole."""
-    body = whole_answer(answer)
-    headers: tuple[tuple[bytes, bytes], ...] = ((b"Content-Type", b"application/json"),)
+def whole_outcome(kind: FaultKind | None, body: bytes, content_type: bytes = b"application/json") -> Outcome:
+    """The answer in one piece, or as the fault leaves it; but for the empty one, Content-Length promises the whole."""
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"Content-Type", content_type),)
     if kind is not FaultKind.EMPTY:
         headers += ((b"Content-Length", b"%d" % len(body)),)
     if kind is FaultKind.CUT:
@@ -106,7 +109,13 @@ def whole_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
     return Outcome(headers, *_body(kind, iter((body,))))
 
 
-def _refusal(status: int, detail: str) -> Refusal:
+def plain_outcome(call: ChatCall, kind: FaultKind | None, answer: Completion) -> Outcome:
+    """The answer in clear, in the form that was asked for."""
+    return stream_outcome(kind, answer) if call.stream else whole_outcome(kind, whole_answer(answer))
+
+
+def refusal(status: int, detail: object) -> Refusal:
+    """An error answer in the platform's shape."""
     return Refusal(status, json.dumps({"detail": detail}).encode())
 
 

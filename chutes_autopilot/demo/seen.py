@@ -1,6 +1,7 @@
 """What reached the simulator, so that a test can compare the upstream's view and wait for it without sleeping."""
 
 from collections import deque
+from typing import Generic, TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -24,13 +25,29 @@ class SeenRequest:
     body: bytes = field(repr=False)
 
 
-class SeenRequests(deque[SeenRequest]):
+@frozen
+class SeenSealed(SeenRequest):
+    """A sealed request: its body is the clear JSON that the instance found in it, empty where it could not be opened.
+
+    :param sealed_size: bytes on the wire.
+    """
+
+    sealed_size: int
+    chute_id: str
+    instance_id: str
+    nonce: str
+
+
+Seen = TypeVar("Seen", bound=SeenRequest)
+
+
+class SeenRequests(deque[Seen], Generic[Seen]):
     """The last chat requests, oldest first, bounded in number and in size."""
 
     held = 0
     """Bytes of the bodies that are kept."""
 
-    def keep(self, new: SeenRequest) -> None:
+    def keep(self, new: Seen) -> None:
         """Add the newest, then drop old ones while there are too many or too much."""
         self.append(new)
         self.held += len(new.body)

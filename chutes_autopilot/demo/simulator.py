@@ -8,10 +8,12 @@
 ``POST /_simulator/faults``               put up a fault: ``{"fault": "503", "model": "*", "requests": 1}``
 ``GET``, ``DELETE /_simulator/faults``    the faults still due; take them all back
 ``GET /_simulator/requests``              the last chat requests as they came off the wire
+``POST /e2e/invoke`` and others           the sealed side, see chute_peer
 ========================================  ==========================================================================
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -23,13 +25,15 @@ from twisted.web.server import NOT_DONE_YET
 
 from chutes_autopilot.demo.catalog import SimulatedModel, models_answer, simulated_models
 from chutes_autopilot.demo.chat import ChatCall, ChatRefused, read_chat
+from chutes_autopilot.demo.chute_answers import sealed_refusal
+from chutes_autopilot.demo.chute_peer import ChutePeer
 from chutes_autopilot.demo.completions import Completion
 from chutes_autopilot.demo.control import ControlRefused, add_fault, faults_answer, requests_answer
 from chutes_autopilot.demo.delivery import Delivery
 from chutes_autopilot.demo.faults import Fault, FaultBoard, FaultKind
 from chutes_autopilot.demo.feed import utilization_rows
 from chutes_autopilot.demo.listing import ListingRefused, listing_answer
-from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, refusal_for, stream_outcome, whole_outcome
+from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, Outcome, plain_outcome, refusal_for
 from chutes_autopilot.demo.seen import SeenRequest, SeenRequests, Tally
 from chutes_autopilot.demo.site import SimulatorRequest, SimulatorSite
 
@@ -49,7 +53,9 @@ class SimulatedChutes:
     token_gap: float = 0.0
     models: tuple[SimulatedModel, ...] = field(factory=simulated_models)
     faults: FaultBoard = field(init=False)
-    requests: SeenRequests = field(factory=SeenRequests, init=False)
+    chutes: ChutePeer = field(init=False)
+    """The sealed side."""
+    requests: SeenRequests[SeenRequest] = field(factory=SeenRequests, init=False)
     open_streams: int = field(default=0, init=False)
     """Chat answers in flight, silent ones included."""
     arrived: Tally = field(factory=Tally, init=False)
@@ -61,6 +67,8 @@ class SimulatedChutes:
     def __attrs_post_init__(self) -> None:
         self.faults = FaultBoard(frozenset(model.name for model in self.models))
         self._by_name = {key: model for model in self.models for key in (model.name, model.chute_id)}
+        by_chute = {model.chute_id: model for model in self.models}
+        self.chutes = ChutePeer(self.clock, by_chute, self.faults)
         self.resource = _Routes(
             {
                 b"/v1/models": {b"GET": self._list_models},
@@ -68,6 +76,12 @@ class SimulatedChutes:
                 b"/chutes/": {b"GET": self._listing},
                 b"/chutes": {b"GET": self._redirect_to_listing},
                 b"/v1/chat/completions": {b"POST": self._chat},
+                b"/e2e/instances/*": {b"GET": self.chutes.discover},
+                b"/e2e/invoke": {b"POST": self._invoke},
+                b"/chutes/*/evidence": {b"GET": self.chutes.evidence},
+                b"/servers/tee/measurements": {b"GET": self.chutes.measurements},
+                b"/_simulator/sealed_requests": {b"GET": self.chutes.show_requests},
+                b"/_simulator/attestation_root": {b"GET": self.chutes.show_root},
                 b"/_simulator/faults": {
                     b"GET": self._show_faults,
                     b"POST": self._add_fault,
@@ -143,47 +157,62 @@ class SimulatedChutes:
             if tee_only and not call.model.confidential:
                 request.refuse(426, NOT_TEE)
             else:
-                self._answer(request, call, self.faults.take(call.model.name), len(body) // 4 + 1)
+                fault = self.faults.take(call.model.name)
+                self._answer(request, call, fault, len(body) // 4 + 1, partial(plain_outcome, call))
         # last, so that whoever waits for it finds the request in its place
         self.arrived.add()
 
-    def _answer(self, request: SimulatorRequest, call: ChatCall, fault: Fault | None, prompt_tokens: int) -> None:
+    def _invoke(self, request: SimulatorRequest) -> None:
+        sealed = self.chutes.open_invocation(request)
+        if sealed is not None:
+            self._answer(request, sealed.call, sealed.fault, sealed.prompt_tokens, sealed.reply.outcome)
+        self.chutes.invoked.add()
+
+    def _answer(
+        self,
+        request: SimulatorRequest,
+        call: ChatCall,
+        fault: Fault | None,
+        prompt_tokens: int,
+        outcome_of: Callable[[FaultKind | None, Completion], Outcome],
+    ) -> None:
         kind = fault.kind if fault else None
-        if refusal := refusal_for(kind, call):
+        if refusal := refusal_for(kind, call) or sealed_refusal(kind):
             request.answer(refusal.status, refusal.body, refusal.content_type)
         elif kind is FaultKind.RESET:
             request.reset_connection()
         elif kind is FaultKind.GARBAGE:
             request.close_after(GARBAGE)
         else:
-            gap = fault.gap if fault and kind is FaultKind.SLOW else self.token_gap
-            self._deliver(request, call, kind, gap, prompt_tokens)
+            invocation = str(uuid4())
+            now = int(self.clock.seconds())
+            answer = Completion(
+                f"chatcmpl-{invocation}", call.model.name, now, call.tokens, prompt_tokens, call.finish_reason
+            )
+            outcome = outcome_of(kind, answer)
+            for name, value in outcome.headers:
+                request.setHeader(name, value)
+            request.setHeader(b"X-Chutes-InvocationID", invocation.encode())
+            request.setHeader(b"X-Chutes-RL-User", b"60")
+            self._deliver(request, call, fault, outcome)
 
-    def _deliver(
-        self, request: SimulatorRequest, call: ChatCall, kind: FaultKind | None, gap: float, prompt_tokens: int
-    ) -> None:
-        invocation = str(uuid4())
-        answer = Completion(
-            f"chatcmpl-{invocation}",
-            call.model.name,
-            int(self.clock.seconds()),
-            call.tokens,
-            prompt_tokens,
-            call.finish_reason,
-        )
-        outcome = stream_outcome(kind, answer) if call.stream else whole_outcome(kind, answer)
-        for name, value in outcome.headers:
-            request.setHeader(name, value)
-        request.setHeader(b"X-Chutes-InvocationID", invocation.encode())
-        request.setHeader(b"X-Chutes-RL-User", b"60")
+    def _deliver(self, request: SimulatorRequest, call: ChatCall, fault: Fault | None, outcome: Outcome) -> None:
+        kind = fault.kind if fault else None
+        gap = self.token_gap
+        if fault and kind is FaultKind.SLOW:
+            gap = fault.gap
+        elif kind is FaultKind.TINY_WRITES:
+            gap = 0.0
         head_delay: float | None = self.first_token
         if kind is FaultKind.SILENT_HEAD:
             head_delay = None
         elif not call.stream:
             # the platform sends nothing, not even the head, before the last token is there
-            head_delay = self.first_token + gap * (answer.tokens - 1)
+            head_delay = self.first_token + gap * (call.tokens - 1)
         self.open_streams += 1
-        Delivery(request, self.clock, outcome.pieces, head_delay, gap, outcome.ending, self._ended).start()
+        Delivery(
+            request, self.clock, outcome.pieces, head_delay, gap, outcome.ending, self._ended, outcome.batch
+        ).start()
 
     def _ended(self, client_left: bool) -> None:
         self.open_streams -= 1
@@ -192,7 +221,10 @@ class SimulatedChutes:
 
 
 class _Routes(Resource):
-    """Exact paths only, with the platform's own 404 and 405; Klein would redirect and answer in HTML."""
+    """Paths with the platform's own 404 and 405; Klein would redirect and answer in HTML.
+
+    A path is exact, or has a ``*`` in the place of one whole segment.
+    """
 
     isLeaf = True
 
@@ -201,7 +233,7 @@ class _Routes(Resource):
         self._routes = routes
 
     def render(self, request: Any) -> int:
-        methods = self._routes.get(request.path)
+        methods = self._routes.get(request.path) or self._with_a_name(request.path.split(b"/"))
         if request.too_large:
             request.refuse(413, "Request body too large")
         elif methods is None:
@@ -212,3 +244,9 @@ class _Routes(Resource):
         else:
             methods[request.method](request)
         return NOT_DONE_YET
+
+    def _with_a_name(self, segments: list[bytes]) -> Mapping[bytes, Callable[[SimulatorRequest], None]] | None:
+        if len(segments) != 4:
+            return None
+        _, first, second, third = segments
+        return self._routes.get(b"/%b/%b/*" % (first, second)) or self._routes.get(b"/%b/*/%b" % (first, third))
