@@ -11,6 +11,9 @@ VERSION = re.findall(r'^__version__ = "([^"]+)"', (HERE / "chutes_autopilot/__in
 # Not ./build: pip builds in the checkout, and what an older build left there would be installed again.
 BUILD = TemporaryDirectory(prefix="chutes-autopilot-build-")
 
+REDIS = ["txredisapi>=1.6,<2"]
+ATTESTATION = ["dcap-qvl>=0.7,<0.8"]
+
 TEST = [
     "pytest>=8.3,<10",
     "pytest-twisted>=1.14,<2",
@@ -19,6 +22,8 @@ TEST = [
     "trustme>=1.2,<2",
     "PyYAML>=6,<7",
     "setuptools>=77",
+    *REDIS,
+    *ATTESTATION,
 ]
 
 setup(
@@ -42,6 +47,8 @@ setup(
         "prometheus-client>=0.22,<1",
     ],
     extras_require={
+        "redis": REDIS,
+        "attestation": ATTESTATION,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "mypy-zope>=1.0.17,<2", "types-PyYAML", "build>=1.2,<2"],
     },

@@ -18,6 +18,21 @@ class IStickyStore(Interface):
         """Remember a policy.stickiness.StickyChoice; its time to live starts anew."""
 
 
+class IReplayClaims(Interface):
+    """Where the nonces of encrypted requests are claimed, each exactly once.
+
+    It fails closed: whatever cannot be remembered until its end is refused, never accepted.
+    """
+
+    def claim(name: str, expiry: int) -> Any:
+        """A Deferred[None] that fires when nobody else can claim this name (any more) until ``expiry``, Unix seconds.
+
+        It fails with ApiError: e2ee_replay_detected where the name is claimed already, e2ee_invalid_timestamp where
+        ``expiry`` is past, e2ee_replay_cache_full or e2ee_replay_unavailable where the claim cannot be kept. A claim
+        is never given back, whatever becomes of the request.
+        """
+
+
 class IUpstreamAttempt(Interface):
     """One try to get an answer from one model."""
 

@@ -17,9 +17,16 @@ from chutes_autopilot.settings import (
     parse_env_file,
     read_settings,
 )
+from chutes_autopilot.settings.redis_url import RedisServer
 
 PEM = trustme.CA().cert_pem.bytes().decode()
 SECRET = "a-secret-of-more-than-16"
+SECRETS = {
+    "CLIENT_KEY_SECRET": SECRET,
+    "CHUTES_API_KEY": "cpk_hunter2",
+    "TOKEN": "hunter2,hunter3",
+    "REDIS_URL": "redis://me:hunter2@example.org:6380/1",
+}
 
 
 def read(environ: dict[str, str], files: dict[str, str] | None = None) -> Settings:
@@ -79,6 +86,52 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "log_level": "info",
         "log_format": "text",
         "ssl_cert_file": None,
+        "chutes_enabled": False,
+        "chutes_base_url": "https://llm.chutes.ai",
+        "chutes_api_key": None,
+        "chutes_api_key_file": None,
+        "chutes_transport": "tls",
+        "token": (),
+        "token_file": None,
+        "chutes_allow_anonymous": False,
+        "e2ee_require": False,
+        "e2ee_allow_v1": True,
+        "e2ee_strict": False,
+        "e2ee_uncovered_fields": "reject",
+        "e2ee_replay_window": 300,
+        "e2ee_replay_skew": 30,
+        "e2ee_replay_max_entries": 100000,
+        "redis_url": None,
+        "redis_url_file": None,
+        "e2ee_redis_timeout": 0.25,
+        "e2ee_max_fields": 256,
+        "e2ee_max_event_bytes": 1048576,
+        "e2ee_max_response_bytes": 33554432,
+        "e2ee_stream_coalesce": 0.0,
+        "e2ee_key_source": "auto",
+        "e2ee_key_file": None,
+        "e2ee_key_generation": 1,
+        "e2ee_previous_key_until": 0,
+        "e2ee_attestation": "auto",
+        "dstack_simulator_endpoint": None,
+        "dstack_agent_timeout": 10.0,
+        "chat_cache_expiration": 1200.0,
+        "signature_max_entries": 10000,
+        "e2ee_trust_request_hash": False,
+        "chutes_api_base_url": "https://api.chutes.ai",
+        "chutes_e2ee_discovery_rpm": 6,
+        "chutes_e2ee_discovery_wait": 5.0,
+        "chutes_e2ee_nonce_margin": 5.0,
+        "chutes_e2ee_instance_429": "relay",
+        "chutes_e2ee_max_instance_tries": 2,
+        "chutes_e2ee_max_response_bytes": 8388608,
+        "chutes_e2ee_max_event_bytes": 4194304,
+        "chutes_e2ee_max_records": 1000000,
+        "chutes_attestation": "off",
+        "chutes_attestation_ttl": 3600.0,
+        "chutes_tdx_measurements": None,
+        "chutes_tdx_tcb_status": ("UpToDate",),
+        "chutes_pccs_url": None,
         "warnings": (),
     }
 
@@ -86,11 +139,15 @@ def test_the_defaults_are_the_documented_ones() -> None:
 def test_every_row_has_a_default_and_an_example_that_differs() -> None:
     """Each documented example is legal, alone, and changes the setting it stands for."""
     defaults = read({})
+    needed = {
+        "TRUST_PROXY_HEADERS": ("TRUSTED_PROXY_CIDRS", "::/0"),
+        "CHUTES_ATTESTATION": ("CHUTES_TRANSPORT", "e2ee"),
+    }
+    files = {s.example: SECRETS[s.name.removesuffix("_FILE")] for s in SETTINGS if s.name.startswith(tuple(SECRETS))}
+    files["/etc/ssl/private-ca.pem"] = PEM
     for setting in SETTINGS:
-        environ = {setting.name: setting.example}
-        if setting.name == "TRUST_PROXY_HEADERS":
-            environ["TRUSTED_PROXY_CIDRS"] = "10.0.0.0/8"
-        files = {"/run/secrets/client_key_secret": SECRET, "/etc/ssl/private-ca.pem": PEM}
+        environ = dict([needed[setting.name]]) if setting.name in needed else {}
+        environ[setting.name] = setting.example
         assert getattr(read(environ, files), setting.field) != getattr(defaults, setting.field), setting.name
 
 
@@ -130,16 +187,34 @@ def test_other_booleans_are_refused(text: str) -> None:
     )
 
 
-NUMBERS = [s for s in SETTINGS if s.unit in ("ms", "s", "bytes", "items", "entries", "attempts")]
+NUMBERS = [s for s in SETTINGS if s.default.isdigit()]
+RANGES = {
+    "STICKY_TTL_SECS": (0, 2_592_000),
+    "STICKY_MAX_ENTRIES": (0, 10_000_000),
+    "STICKY_FAILBACK_MS": (0, 604_800_000),
+    "E2EE_REPLAY_WINDOW_SECONDS": (30, 3600),
+    "E2EE_REPLAY_SKEW_SECONDS": (0, 300),
+    "E2EE_STREAM_COALESCE_MS": (0, 10_000),
+    "E2EE_PREVIOUS_KEY_UNTIL": (0, 253_402_300_799),
+    "CHUTES_E2EE_DISCOVERY_RPM": (1, 10),
+    "CHUTES_E2EE_NONCE_MARGIN_SECONDS": (0, 30),
+    "CHUTES_E2EE_MAX_INSTANCE_TRIES": (1, 5),
+    "CHUTES_ATTESTATION_TTL_SECONDS": (300, 86_400),
+}
+"""What differs from "at least one, and some bound"."""
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda s: s.name)
-def test_zero_is_legal_for_stickiness_only(setting: Setting) -> None:
-    """Zero turns stickiness settings off and is a fault everywhere else."""
-    if setting.name.startswith("STICKY_"):
-        assert getattr(read({setting.name: "0"}), setting.field) == 0
-    else:
-        assert "from 1 to" in faults({setting.name: "0"})[0]
+def test_numbers_have_a_range(setting: Setting) -> None:
+    """Both ends of the documented range are legal, what is beyond is a fault that states the range."""
+    lowest, highest = RANGES.get(setting.name, (1, int(setting.default)))
+    scale = 1000 if setting.unit == "ms" else 1
+    for number in (lowest, highest):
+        assert getattr(read({setting.name: str(number)}), setting.field) == number / scale
+    if lowest:
+        assert f"from {lowest} to" in faults({setting.name: str(lowest - 1)})[0]
+    if setting.name in RANGES:
+        assert f"to {highest}" in faults({setting.name: str(highest + 1)})[0]
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda s: s.name)
@@ -200,7 +275,7 @@ def test_urls_that_are_refused(url: str, fault: str) -> None:
     assert fault in line
 
 
-@pytest.mark.parametrize("name", ["BACKEND_BASE_URL", "MODELS_URL", "UTILIZATION_URL"])
+@pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.unit == "URL" and not s.secret])
 def test_credentials_in_a_url_are_refused_and_not_shown(name: str) -> None:
     """A URL with user and password is a fault whose message does not repeat them."""
     assert faults({name: "https://user:hunter2@example.org"}) == (
@@ -282,7 +357,17 @@ def test_the_secret_keeps_its_bytes() -> None:
     [
         ({"CLIENT_KEY_SECRET": "hunter2"}, "CLIENT_KEY_SECRET: must have at least 16 characters"),
         ({"CLIENT_KEY_SECRET_FILE": "/short"}, "CLIENT_KEY_SECRET_FILE: must have at least 16 characters"),
-        ({"CLIENT_KEY_SECRET_FILE": "/empty"}, "CLIENT_KEY_SECRET_FILE: must have at least 16 characters"),
+        ({"CLIENT_KEY_SECRET_FILE": "/empty"}, "CLIENT_KEY_SECRET_FILE: the file must not be empty"),
+        ({"CHUTES_API_KEY": "hunter 2"}, "CHUTES_API_KEY: must be printable ASCII characters without spaces"),
+        ({"CHUTES_API_KEY_FILE": "/lines"}, "CHUTES_API_KEY_FILE: must be printable ASCII characters without spaces"),
+        ({"CHUTES_API_KEY_FILE": "/empty"}, "CHUTES_API_KEY_FILE: the file must not be empty"),
+        (
+            {"TOKEN": "hunter2,,hunter3"},
+            "TOKEN: must be tokens of printable ASCII characters without spaces, by commas",
+        ),
+        ({"TOKEN_FILE": "/none"}, "TOKEN_FILE: cannot read the file: No such file or directory"),
+        ({"TOKEN_FILE": "/short", "TOKEN": "x"}, "TOKEN_FILE: must not be set together with TOKEN"),
+        ({"REDIS_URL_FILE": "/short"}, "REDIS_URL_FILE: must be a URL that starts with redis:// or rediss://"),
         (
             {"CLIENT_KEY_SECRET_FILE": "/none"},
             "CLIENT_KEY_SECRET_FILE: cannot read the file: No such file or directory",
@@ -296,7 +381,118 @@ def test_the_secret_keeps_its_bytes() -> None:
 )
 def test_secrets_that_are_refused(environ: dict[str, str], fault: str) -> None:
     """A short, unreadable or doubly given secret is a fault that never shows it."""
-    assert faults(environ, {"/short": "hunter2\n", "/empty": "\n"}) == (fault,)
+    assert faults(environ, {"/short": "hunter2\n", "/empty": "\n", "/lines": "hunter2\nhunter3\n"}) == (fault,)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_every_secret_may_come_from_a_file(name: str) -> None:
+    """What a secret's file holds is what the variable would have held, but for one final line end."""
+    assert name in {s.name for s in SETTINGS if s.secret}
+    field = name.lower()
+    given = getattr(read({name: SECRETS[name]}), field)
+    assert given
+    for end in ("", "\n", "\r\n"):
+        assert getattr(read({f"{name}_FILE": "/key"}, {"/key": SECRETS[name] + end}), field) == given
+
+
+def test_every_secret_is_among_the_tested() -> None:
+    """A new secret comes with a file setting, and with the tests of this module."""
+    assert {s.name for s in SETTINGS if s.secret} == set(SECRETS)
+    assert {f"{name}_FILE" for name in SECRETS} <= {s.name for s in SETTINGS}
+
+
+def test_there_may_be_many_tokens() -> None:
+    """Tokens stand between commas, with or without spaces."""
+    assert read({"TOKEN": "a, b,c+/=~"}).token == (b"a", b"b", b"c+/=~")
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("redis://example.org", RedisServer("example.org")),
+        ("redis://127.0.0.1:6380/", RedisServer("127.0.0.1", 6380)),
+        ("rediss://[::1]:1/15", RedisServer("::1", 1, 15, tls=True)),
+        ("redis://:p%40ss%2F@h/2", RedisServer("h", db=2, password="p@ss/")),
+        ("REDIS://me:p:q@h", RedisServer("h", username="me", password="p:q")),
+    ],
+)
+def test_redis_urls(text: str, server: RedisServer) -> None:
+    """A Redis URL names host, port, database and login, with %XX where a character would mean something else."""
+    assert read({"REDIS_URL": text}).redis_url == server
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis",
+        "http://hunter2@h",
+        "redis://",
+        "redis://:hunter2@",
+        "redis://h:0",
+        "redis://h:65536",
+        "redis://h:",
+        "redis://[::1",
+        "redis://me@h",
+        "redis://:hunter2/@h",
+        "redis://:hunter2?@h",
+        "redis://:hunter2#@h",
+        "redis://:hunter2%ff@h",
+        "redis://:hunter2 @h",
+        "redis://h/hunter2",
+        "redis://h/1/2",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_redis_urls_that_are_refused(text: str) -> None:
+    """Anything else is a fault that says what is allowed, and repeats nothing that may be a password."""
+    (fault,) = faults({"REDIS_URL": text})
+    assert fault.startswith("REDIS_URL: must be a URL")
+    assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize("text", ["/run/dstack.sock", "http://127.0.0.1:8090", "https://agent.example.org/prefix"])
+def test_the_agent_is_a_url_or_a_socket(text: str) -> None:
+    """The dstack agent is found by a URL or by the path of its socket."""
+    assert read({"DSTACK_SIMULATOR_ENDPOINT": text}).dstack_simulator_endpoint == text
+
+
+def test_tcb_statuses_are_intels() -> None:
+    """Statuses are taken in any case and kept in Intel's spelling; one that Intel does not know is a fault."""
+    statuses = read({"CHUTES_TDX_TCB_STATUS": "uptodate, SWHardeningNeeded"}).chutes_tdx_tcb_status
+    assert statuses == ("UpToDate", "SWHardeningNeeded")
+    for text in ("UpToDate,", "Revoked", "up to date"):
+        assert faults({"CHUTES_TDX_TCB_STATUS": text})[0].startswith("CHUTES_TDX_TCB_STATUS: must be names by commas")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"CHUTES_ATTESTATION": "binding"}, ("CHUTES_ATTESTATION: must be off where CHUTES_TRANSPORT is not e2ee",)),
+        (
+            {"CHUTES_ATTESTATION": "quote+tcb", "CHUTES_TRANSPORT": "e2ee"},
+            ("CHUTES_PCCS_URL: must be set where CHUTES_ATTESTATION is quote+tcb",),
+        ),
+        ({"E2EE_KEY_SOURCE": "file"}, ("E2EE_KEY_FILE: must be set where E2EE_KEY_SOURCE is file",)),
+    ],
+)
+def test_settings_that_contradict_each_other(environ: dict[str, str], expected: tuple[str, ...]) -> None:
+    """What is legal alone and makes no sense together is a fault of the setting to mend."""
+    assert faults(environ) == expected
+
+
+def test_what_contradicts_nothing() -> None:
+    """Each of those settings is accepted with what it needs."""
+    sealed = {"CHUTES_TRANSPORT": "e2ee", "CHUTES_ATTESTATION": "Quote+TCB", "CHUTES_PCCS_URL": "https://pccs.example"}
+    assert read(sealed).chutes_attestation == "quote+tcb"
+    assert read({"E2EE_KEY_SOURCE": "file", "E2EE_KEY_FILE": "/keys"}).e2ee_key_file == "/keys"
+
+
+def test_a_route_that_cannot_serve_is_warned_about() -> None:
+    """The service starts without what the Chutes route needs, and the log names the missing variables."""
+    missing = read({"CHUTES_ENABLED": "1"}).warnings
+    assert [warning.partition(" ")[0] for warning in missing] == ["CHUTES_API_KEY", "TOKEN"]
+    assert read({"CHUTES_ENABLED": "1", "CHUTES_API_KEY": "k", "TOKEN": "t"}).warnings == ()
+    assert read({"CHUTES_ENABLED": "1", "CHUTES_API_KEY": "k", "CHUTES_ALLOW_ANONYMOUS": "1"}).warnings == ()
 
 
 def test_a_certificate_file_must_hold_a_certificate() -> None:
@@ -318,16 +514,19 @@ def test_a_proxy_is_warned_about(name: str) -> None:
 
 def test_all_faults_are_told_at_once() -> None:
     """One error lists every faulty variable in the order of the documentation, one line each."""
-    lines = faults({s.name: "!" for s in SETTINGS})
-    assert [line.partition(":")[0] for line in lines] == [s.name for s in SETTINGS]
+    any_text_will_do = {"CHUTES_API_KEY", "TOKEN", "E2EE_KEY_FILE", "CHUTES_TDX_MEASUREMENTS"}
+    names = [s.name for s in SETTINGS if s.name not in any_text_will_do]
+    assert [line.partition(":")[0] for line in faults(dict.fromkeys(names, "!"))] == names
 
 
 def test_secrets_are_masked() -> None:
     """Neither the description nor the repr of settings shows a secret."""
-    settings = read({"CLIENT_KEY_SECRET": SECRET})
-    assert "CLIENT_KEY_SECRET=********" in describe(settings)
-    assert "CLIENT_KEY_SECRET=" in describe(read({}))
-    assert SECRET not in repr(settings) + "\n".join(describe(settings))
+    settings = read(SECRETS)
+    assert {f"{name}=********" for name in SECRETS} <= set(describe(settings))
+    assert {f"{name}=" for name in SECRETS} <= set(describe(read({})))
+    shown = repr(settings) + repr(settings.redis_url) + "\n".join(describe(settings))
+    assert SECRET not in shown
+    assert "hunter" not in shown
 
 
 @given(
@@ -343,6 +542,9 @@ def test_secrets_are_masked() -> None:
             "TRUSTED_PROXY_CIDRS": st.lists(st.sampled_from(["10.0.0.0/8", "::/0", "192.0.2.1"])).map(" ".join),
             "TRUST_PROXY_HEADERS": st.just("no"),
             "LOG_LEVEL": st.sampled_from(["debug", "error"]),
+            "E2EE_STREAM_COALESCE_MS": st.integers(0, 10_000).map(str),
+            "CHUTES_TDX_TCB_STATUS": st.sampled_from(["UpToDate", "outofdate, UpToDate"]),
+            "CHUTES_PCCS_URL": st.sampled_from(["", "https://pccs.example"]),
         },
     )
 )

@@ -1,0 +1,121 @@
+"""The environment in, Settings out, and back into lines that an operator can read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
+from typing import Any
+
+from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
+from chutes_autopilot.settings.gateway import GATEWAY_SETTINGS
+from chutes_autopilot.settings.values import Setting, Settings, SettingsError
+
+MASK = "********"
+
+SETTINGS: tuple[Setting, ...] = (*GATEWAY_SETTINGS, *CHUTES_SETTINGS)
+"""Every setting, in the order of the documentation."""
+
+
+def read_settings(environ: Mapping[str, str], read_file: Callable[[str], str]) -> Settings:
+    """Turn the environment into Settings before anything else starts, so that a mistake is told at once.
+
+    :param environ: variables by name; unknown ones are ignored, blank ones mean the default.
+    :param read_file: the text of a file by its path; may raise OSError or ValueError.
+    :raises SettingsError: names every faulty variable.
+    """
+    values: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+    for setting in SETTINGS:
+        given = environ.get(setting.name, "")
+        text = (given if setting.secret else given.strip()) if given.strip() else setting.default
+        try:
+            values[setting.field] = setting.parse(text)
+        except ValueError as fault:
+            faults[setting.name] = str(fault)
+
+    for setting in filter(lambda setting: setting.secret, SETTINGS):
+        try:
+            if path := values[f"{setting.field}_file"]:
+                values[setting.field] = _secret_in_file(setting, environ, read_file, path)
+        except ValueError as fault:
+            faults[f"{setting.name}_FILE"] = str(fault)
+    try:
+        if path := values["ssl_cert_file"]:
+            _check_certificates(_content(read_file, path))
+    except ValueError as fault:
+        faults["SSL_CERT_FILE"] = str(fault)
+    for name, fault_between in _contradictions(values):
+        faults.setdefault(name, fault_between)
+    if faults:
+        raise SettingsError(tuple(f"{s.name}: {faults[s.name]}" for s in SETTINGS if s.name in faults))
+    return Settings(**values, warnings=tuple(_warnings(environ, values)))
+
+
+def _secret_in_file(setting: Setting, environ: Mapping[str, str], read_file: Callable[[str], str], path: str) -> Any:
+    if environ.get(setting.name, "").strip():
+        raise ValueError(f"must not be set together with {setting.name}")
+    text = _content(read_file, path).removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError("the file must not be empty")
+    return setting.parse(text)
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings that are legal each for itself and not together; a faulty one is missing from ``values``."""
+    if values.get("trust_proxy_headers") and values.get("trusted_proxy_cidrs") == ():
+        yield "TRUSTED_PROXY_CIDRS", "must name at least one network where TRUST_PROXY_HEADERS is true"
+    if values.get("e2ee_key_source") == "file" and values["e2ee_key_file"] is None:
+        yield "E2EE_KEY_FILE", "must be set where E2EE_KEY_SOURCE is file"
+    attestation = values.get("chutes_attestation", "off")
+    if attestation != "off" and values.get("chutes_transport") == "tls":
+        yield "CHUTES_ATTESTATION", "must be off where CHUTES_TRANSPORT is not e2ee"
+    if attestation == "quote+tcb" and "chutes_pccs_url" in values and values["chutes_pccs_url"] is None:
+        yield "CHUTES_PCCS_URL", "must be set where CHUTES_ATTESTATION is quote+tcb"
+
+
+def _content(read_file: Callable[[str], str], path: str) -> str:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise ValueError(f"cannot read the file: {error.strerror or type(error).__name__}") from error
+    except ValueError as error:
+        raise ValueError("must be the path of a readable text file") from error
+
+
+def _check_certificates(text: str) -> None:
+    try:
+        # OpenSSL's own judgement: stricter readers refuse authorities that are in use
+        SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (SSLError, ValueError) as error:
+        raise ValueError("must be a PEM file of certificates, each of them readable") from error
+
+
+def _warnings(environ: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        if environ.get(name, "").strip():
+            yield f"{name} is set but not supported: connections to Chutes are made directly"
+    if values["chutes_enabled"] and not values["chutes_api_key"]:
+        yield "CHUTES_API_KEY is not configured: the Chutes route answers 503 chutes_misconfigured"
+    if values["chutes_enabled"] and not values["token"] and not values["chutes_allow_anonymous"]:
+        yield "TOKEN is not configured: the Chutes route serves direct requests from this machine only"
+
+
+def describe(settings: Settings) -> tuple[str, ...]:
+    """The effective settings as ``NAME=value`` lines, secrets masked, for ``--check-config``."""
+
+    def line(setting: Setting) -> str:
+        value = getattr(settings, setting.field)
+        return f"{setting.name}={MASK if setting.secret and value else _text_of(value, setting.unit)}"
+
+    return tuple(map(line, SETTINGS))
+
+
+def _text_of(value: Any, unit: str) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return ",".join(map(str, value))
+        case float():
+            return str(round(value * 1000 if unit == "ms" else value))
+    return str(value)
