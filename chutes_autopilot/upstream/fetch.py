@@ -1,9 +1,11 @@
-"""One bounded GET for the control plane: the whole answer in memory, in time, or a reason why not."""
+"""One bounded GET beside the traffic: the whole answer in memory, in time, or a reason why not."""
 
 import zlib
+from collections.abc import Coroutine
 from io import BytesIO
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
+import attrs
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,9 +19,28 @@ from twisted.web.http_headers import Headers
 FetchReason = Literal["network", "timeout", "status", "too_large", "invalid"]
 """Why a fetch failed: a closed set, for metrics. ``invalid`` is a body whose gzip cannot be undone."""
 
+MAX_ERROR_BYTES = 64 * 1024
+"""Of the body of an answer that is not a 200, where it is read at all, the most that is."""
+
 _ZIPPED_PIECE = 64 * 1024
 _UNZIPPED_PIECE = 1024 * 1024
 """At most these many bytes go into and come out of a decompressor in one turn of the reactor: some 3 ms."""
+
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class FetchedAnswer:
+    """A complete answer of any status.
+
+    :param retry_after: seconds that its Retry-After asks for, where it does so in digits.
+    :param body: unzipped.
+    """
+
+    status: int
+    retry_after: float | None
+    body: bytes = attrs.field(repr=False)
 
 
 class FetchError(Exception):
@@ -87,7 +108,9 @@ async def _unzipped(zipped: bytes, max_bytes: int, clock: IReactorTime) -> bytes
         await deferLater(clock, 0)
 
 
-async def _fetch(http_client: HTTPClient, url: str, max_bytes: int, headers: Headers, clock: IReactorTime) -> bytes:
+async def _fetch(
+    http_client: HTTPClient, url: str, max_bytes: int, headers: Headers, clock: IReactorTime, *, any_status: bool
+) -> FetchedAnswer:
     try:
         # treq's own timeout ends with the head, its buffering has no bound, and a redirect could lead anywhere
         answer: Any = await http_client.get(url, headers=headers, allow_redirects=False, unbuffered=True)
@@ -95,22 +118,30 @@ async def _fetch(http_client: HTTPClient, url: str, max_bytes: int, headers: Hea
         response, codings = answer.original, 0
         while isinstance(response, GzipDecoder):
             response, codings = response.original, codings + 1
+        if response.code != 200:
+            max_bytes = min(max_bytes, MAX_ERROR_BYTES)
         reading = _BoundedBody(max_bytes)
         response.deliverBody(reading)
-        if response.code != 200:
+        if response.code != 200 and not any_status:
             reading.complete.addErrback(lambda _: None)
             reading.complete.cancel()
             raise FetchError("status", f"status {response.code}")
         body = await reading.complete
         for _ in range(codings):
             body = await _unzipped(body, max_bytes, clock)
-        return body
+        return FetchedAnswer(response.code, _retry_after(response.headers), body)
     except (FetchError, CancelledError):
         raise
     except zlib.error:
         raise FetchError("invalid", "the body is no gzip") from None
     except Exception as error:  # noqa: BLE001 - every failure of the network, TLS or the URL is one of the fetch
         raise FetchError("network", type(error).__name__) from None
+
+
+def _retry_after(headers: Headers) -> float | None:
+    """RFC 9110 section 10.2.3; a date is of no use where the clocks may differ."""
+    values = headers.getRawHeaders(b"retry-after", [])
+    return float(values[0]) if len(values) == 1 and values[0].isdigit() and len(values[0]) < 7 else None
 
 
 def _timed_out(_result: object, seconds: float) -> NoReturn:
@@ -134,18 +165,45 @@ async def fetch_json_bytes(
     :param timeout: seconds for everything, from name resolution to the body's last byte.
     :param max_bytes: bound of the body, before and after unzipping.
     """
+    fetching = _fetch(http_client, url, max_bytes, _wanted(headers), clock, any_status=False)
+    return (await _in_time(fetching, timeout, clock)).body
+
+
+async def fetch_answer(
+    http_client: HTTPClient,
+    url: str,
+    *,
+    clock: IReactorTime,
+    timeout: float,  # noqa: ASYNC109 - the clock is Twisted's
+    max_bytes: int,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> FetchedAnswer:
+    """The same for whoever must know what an answer other than a 200 says; its body has MAX_ERROR_BYTES at most."""
+    fetching = _fetch(http_client, url, max_bytes, _wanted(headers), clock, any_status=True)
+    return await _in_time(fetching, timeout, clock)
+
+
+def _wanted(headers: tuple[tuple[str, str], ...]) -> Headers:
     wanted = Headers({"Accept": ["application/json"]})
     for name, value in headers:
         wanted.setRawHeaders(name, [value])
-    fetching = Deferred.fromCoroutine(_fetch(http_client, url, max_bytes, wanted, clock))
+    return wanted
+
+
+async def _in_time(
+    work: Coroutine[Deferred[Any], Any, T],
+    timeout: float,  # noqa: ASYNC109 - the clock is Twisted's
+    clock: IReactorTime,
+) -> T:
+    fetching = Deferred.fromCoroutine(work)
     fetching.addTimeout(timeout, clock, onTimeoutCancel=_timed_out)
 
     # A cancelled request ends in whatever error its phase makes of that (DNSLookupError, ResponseNeverReceived,
     # ...), so whoever cancels is answered first and the request's own end is dropped.
-    def cancel(waiting: Deferred[bytes]) -> None:
+    def cancel(waiting: Deferred[T]) -> None:
         waiting.errback(CancelledError())
         fetching.cancel()
 
-    answer: Deferred[bytes] = Deferred(cancel)
+    answer: Deferred[T] = Deferred(cancel)
     fetching.addBoth(lambda result: None if answer.called else answer.callback(result))
     return await answer

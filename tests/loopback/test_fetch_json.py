@@ -4,13 +4,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import Clock
-from twisted.web.client import Agent
+from twisted.internet.task import Clock, deferLater
 
-from chutes_autopilot.upstream.fetch import FetchError, fetch_json_bytes
+from chutes_autopilot.upstream.agent import control_plane_client
+from chutes_autopilot.upstream.fetch import MAX_ERROR_BYTES, FetchedAnswer, FetchError, fetch_answer, fetch_json_bytes
+from chutes_autopilot.upstream.pool import ConnectionPool, endpoints_for
 
 
 class Peer(Protocol):
@@ -61,7 +61,7 @@ async def peer(answer: bytes, *, close: bool = False) -> AsyncIterator[tuple[Pee
 def fetch(url: str, clock: Clock | None = None, max_bytes: int = 1000, **more: Any) -> Deferred[bytes]:
     from twisted.internet import reactor
 
-    http_client = HTTPClient(Agent(reactor))
+    http_client = control_plane_client(ConnectionPool(reactor, endpoints_for(reactor, None), 5.0, max_idle=0))
     return Deferred.fromCoroutine(
         fetch_json_bytes(http_client, url, clock=clock or Clock(), timeout=10.0, max_bytes=max_bytes, **more)
     )
@@ -183,10 +183,13 @@ async def test_cancelling_is_no_failure_of_the_fetch(sent: bytes) -> None:
 
 async def test_cancelling_before_the_connection_is_made() -> None:
     """The same holds while the connection is still being made."""
+    from twisted.internet import reactor
+
     fetching = fetch("http://127.0.0.1:9/list")
     fetching.cancel()
     with pytest.raises(CancelledError):
         await fetching
+    await deferLater(reactor, 0)  # the socket that was never connected ends in a turn of its own
 
 
 @pytest.mark.parametrize("sent", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
@@ -223,3 +226,44 @@ async def test_nobody_listening_is_a_network_failure() -> None:
 async def test_an_impossible_url_is_a_network_failure(url: str) -> None:
     """What cannot be fetched at all fails like everything else."""
     assert (await failure(url)).reason == "network"
+
+
+async def fetched(url: str, **more: Any) -> FetchedAnswer:
+    from twisted.internet import reactor
+
+    http_client = control_plane_client(ConnectionPool(reactor, endpoints_for(reactor, None), 5.0, max_idle=0))
+    options = {"timeout": 10.0, "max_bytes": 1000, **more}
+    return await fetch_answer(http_client, url, clock=Clock(), **options)
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"301 Moved", b"403 No", b"429 Later"])
+async def test_an_answer_of_any_status_comes_back_to_who_asked_for_it(status: bytes) -> None:
+    """With its body; a redirect is not followed there either."""
+    async with peer(answer(b'{"detail": 1}', b"Location: /other", status=status)) as (_, url):
+        answered = await fetched(url)
+        assert (answered.status, answered.body) == (int(status[:3]), b'{"detail": 1}')
+        assert answered.retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        ([b"Retry-After: 7"], 7.0),
+        ([b"Retry-After: Wed, 21 Oct 2026 07:28:00 GMT"], None),
+        ([b"Retry-After: -1"], None),
+        ([b"Retry-After: 7", b"Retry-After: 8"], None),
+        ([b"Retry-After: 99999999"], None),
+    ],
+)
+async def test_retry_after_is_read_in_seconds(fields: list[bytes], seconds: float | None) -> None:
+    """Few digits, once; a date is of no use where the clocks may differ."""
+    async with peer(answer(b"", *fields, status=b"429 Later")) as (_, url):
+        assert (await fetched(url)).retry_after == seconds
+
+
+async def test_the_body_of_an_error_is_bounded_more_closely() -> None:
+    """However large an answer may be."""
+    async with peer(answer(b" " * (MAX_ERROR_BYTES + 1), status=b"500 No")) as (_, url):
+        with pytest.raises(FetchError) as caught:
+            await fetched(url, max_bytes=10 * MAX_ERROR_BYTES)
+        assert caught.value.reason == "too_large"
