@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable
 from random import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from treq.client import HTTPClient
@@ -11,7 +11,6 @@ from twisted.application.service import MultiService, Service
 from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.defer import Deferred
 from twisted.internet.ssl import platformTrust
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from zope.interface import implementer
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
@@ -32,6 +31,7 @@ from chutes_autopilot.relay.exchange import Limits
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
+from chutes_autopilot.upstream.agent import control_plane_client
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
@@ -40,8 +40,11 @@ from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
-from chutes_autopilot.web.root import build_root
+from chutes_autopilot.web.root import CHUTES_DISABLED, build_root
 from chutes_autopilot.web.site import ClientLimits
+
+if TYPE_CHECKING:
+    from chutes_autopilot.e2ee_keys import KeyHolder
 
 DEMO_FIRST_TOKEN = 0.15
 DEMO_TOKEN_GAP = 0.02
@@ -56,9 +59,11 @@ class GatewayService(DrainingService):
 
     :ivar apply: puts new settings into force for every request from now on; it heeds what can change while the
         service runs, reload.NEEDS_RESTART names the rest.
+    :ivar keys: of the Chutes route; None where it is off.
     """
 
     apply: Callable[[Settings], None]
+    keys: "KeyHolder | None" = None
 
 
 @attrs.define(eq=False)
@@ -77,9 +82,12 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     """
     connections = ClientConnections(connection_limit(settings.max_connections))
     service = GatewayService(connections, settings.shutdown_grace, reactor)
+    attestation_root = None
     if demo:
         settings, simulator = _simulated(settings, reactor)
         simulator.setServiceParent(service)
+        if settings.chutes_attestation != "off":
+            attestation_root = bytes.fromhex(simulator.simulator.chutes.attestation_root_sha256)
     trust_root = _CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
     in_force = _InForce(settings)
     snapshots = SnapshotHolder()
@@ -90,7 +98,26 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     relay = _chat_relay(settings, reactor, snapshots, metrics, pool, sticky, deadlines)
     chat = ChatRoute(relay)
     operations = OperationsRoute(_readiness(in_force, reactor, snapshots, connections), metrics)
-    root = build_root(chat, ModelsRoute(snapshots), operations)
+    http_client = _http_client(settings, reactor, trust_root, service)
+    chutes, chutes_relay = CHUTES_DISABLED, relay
+    if settings.chutes_enabled:
+        # imported where it is used: most of a start's time is imports
+        from chutes_autopilot.chutes_composition import build_chutes
+
+        parts = build_chutes(
+            settings,
+            reactor,
+            relay,
+            snapshots,
+            pool,
+            deadlines,
+            http_client,
+            trust_root,
+            service,
+            attestation_root,
+        )
+        chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
+    root = build_root(chat, ModelsRoute(snapshots), operations, chutes)
     site = FrontSite(relay, root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
 
     def apply(new: Settings) -> None:
@@ -98,7 +125,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         connections.limit = connection_limit(new.max_connections)
         service.grace = new.shutdown_grace
         site.limits = _client_limits(new)
-        relay.rules = _routing_rules(new, relay.rules.client_key_secret)
+        relay.rules = chutes_relay.rules = _routing_rules(new, relay.rules.client_key_secret)
         sticky.ttl, sticky.max_entries = new.sticky_ttl, new.sticky_max_entries
         pool.connect_timeout = new.upstream_connect_timeout
 
@@ -106,14 +133,14 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
 
     _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
-    for refresh in _refreshes(in_force, reactor, snapshots, metrics, trust_root, service):
+    for refresh in _refreshes(in_force, reactor, snapshots, metrics, http_client):
         refresh.setServiceParent(service)
     service.listening = ListeningService(reactor, endpoints, site, connections)
     service.listening.setServiceParent(service)
     return service
 
 
-def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, Service]:
+def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChutesService]:
     """Settings whose every upstream is a simulated Chutes, and the service that runs it."""
     simulator = SimulatedChutes(reactor, first_token=DEMO_FIRST_TOKEN, token_gap=DEMO_TOKEN_GAP)
     simulated = SimulatedChutesService(simulator, listen_simulator(reactor, simulator))
@@ -124,6 +151,10 @@ def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, Service]:
         backend_base_url=url,
         models_url=url + "/v1/models",
         utilization_url=url + "/chutes/utilization",
+        chutes_enabled=True,
+        chutes_base_url=url,
+        chutes_api_base_url=url,
+        chutes_api_key=settings.chutes_api_key or b"cpk_simulated",
     )
     return simulated_settings, simulated
 
@@ -255,19 +286,22 @@ def _chat_relay(
     )
 
 
+def _http_client(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> HTTPClient:
+    """What asks upstreams beside the traffic."""
+    # a pool of its own: however many requests there are, what they are routed by stays fresh
+    pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout, max_open=64)
+    _Closing(pool.close).setServiceParent(service)
+    return control_plane_client(pool)
+
+
 def _refreshes(
     in_force: _InForce,
     reactor: Any,
     snapshots: SnapshotHolder,
     metrics: Metrics,
-    trust_root: Any,
-    service: MultiService,
+    http_client: HTTPClient,
 ) -> tuple[PeriodicRefresh, PeriodicRefresh]:
     settings = in_force.settings
-    connections = HTTPConnectionPool(reactor)
-    _Closing(connections.closeCachedConnections).setServiceParent(service)
-    policy = BrowserLikePolicyForHTTPS(trust_root)
-    http_client = HTTPClient(Agent(reactor, policy, settings.upstream_connect_timeout, pool=connections))
 
     def fetch(url: str) -> Callable[[], Any]:
         return lambda: fetch_json_bytes(

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,6 +105,7 @@ class Options(usage.Options):
                 check_endpoint(reactor, endpoint)
             except ValueError as error:
                 _refuse(str(error))
+        self._check_chutes_route()
         if self["check-config"]:
             for warning in self.settings.warnings:
                 print(f"chutes-autopilot: warning: {warning}", file=sys.stderr)
@@ -112,6 +114,25 @@ class Options(usage.Options):
         if self.parent is not None and self.parent.get("pidfile") == "twistd.pid":
             # twistd's default would be written to the working directory, and keep a second instance from starting
             self.parent["pidfile"] = ""
+
+    def _check_chutes_route(self) -> None:
+        """Refuse what only shows when it is used: a faulty key file, or an extra that is not installed."""
+        settings = self.settings
+        if not (settings.chutes_enabled or self["demo"]):
+            return
+        from chutes_autopilot.e2ee_keys import read_keys  # with all of encryption: only where it is wanted
+
+        try:
+            if settings.e2ee_key_file and settings.e2ee_key_source in ("auto", "file"):
+                read_keys(settings.e2ee_key_file)
+        except SettingsError as error:
+            _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
+        for package, extra, variable in (
+            ("txredisapi", "redis", "REDIS_URL" if settings.redis_url else None),
+            ("dcap_qvl", "attestation", "CHUTES_ATTESTATION" if settings.chutes_attestation == "quote+tcb" else None),
+        ):
+            if variable is not None and find_spec(package) is None:
+                _refuse(f"{variable} needs the extra {extra}: pip install 'chutes-autopilot[{extra}]'")
 
     def read_again(self) -> Settings:
         """The settings as the env file has them now; the environment still wins over it.
@@ -194,12 +215,19 @@ def _stop(gateway: GatewayService, reason: str) -> None:
         _log.info("{reason} received, stopping", reason=reason)
 
 
-def _reload(options: Options, gateway: GatewayService) -> Reload:
+def _reload(options: Options, gateway: GatewayService) -> Callable[[str], None]:
     def apply(settings: Settings) -> None:
         options.log_threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
         gateway.apply(settings)
 
-    return Reload(options.settings, options.read_again if options["env-file"] is not None else None, apply)
+    settings = Reload(options.settings, options.read_again if options["env-file"] is not None else None, apply)
+
+    def reload(reason: str) -> None:
+        settings(reason)
+        if gateway.keys is not None:
+            gateway.keys.reload(reason)
+
+    return reload
 
 
 def _spare_the_collector() -> None:

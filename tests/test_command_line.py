@@ -78,6 +78,29 @@ def test_all_faulty_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"REDIS_URL": "redis://:hunter2@h"}, "REDIS_URL needs the extra redis: pip install 'chutes-autopilot[redis]'"),
+        (
+            {
+                "CHUTES_TRANSPORT": "e2ee",
+                "CHUTES_ATTESTATION": "quote+tcb",
+                "CHUTES_PCCS_URL": "https://pccs.example.org",
+            },
+            "CHUTES_ATTESTATION needs the extra attestation: pip install 'chutes-autopilot[attestation]'",
+        ),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], complaint: str
+) -> None:
+    """What needs an extra ends the start of the Chutes route where it is not installed, and says how to install it."""
+    parse(CHUTES_ENABLED="true", **environ)
+    monkeypatch.setattr("chutes_autopilot.tap.find_spec", lambda name: None)
+    assert refusal(capsys, CHUTES_ENABLED="true", **environ) == f"chutes-autopilot: {complaint}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--nonsense"], "option --nonsense not recognized"),

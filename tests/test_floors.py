@@ -7,14 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "chutes_autopilot"
 FLOORS = [  # lowest first; the longest matching prefix wins
     {"errors", "interfaces", "wire"},
-    {"settings", "policy", "e2ee"},
+    {"settings", "policy", "e2ee", "explorer"},
     {"observe", "storage", "upstream"},
-    {"relay", "control"},
+    {"relay", "control", "explorer_live"},
     {"web", "edge"},
     {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals"}
-    | {"demo", "cli", "e2ee_client", "e2ee_keys"},
+    | {"demo", "cli", "e2ee_client", "e2ee_keys", "chutes_composition", "sealed_composition", "explorer_composition"},
 ]
-PURE = ("errors", "wire", "settings", "policy", "e2ee")
+PURE = ("errors", "wire", "settings", "policy", "e2ee", "explorer")
 
 
 def floor_of(name: str) -> int:
@@ -53,7 +53,7 @@ def test_a_floor_imports_only_from_itself_and_below() -> None:
 
 
 def test_the_pure_floors_know_no_reactor() -> None:
-    """errors, wire, settings, policy and e2ee import nothing of Twisted, treq or Klein."""
+    """errors, wire, settings, policy, e2ee and explorer import nothing of Twisted, treq or Klein."""
     wrong = [
         f"{me} imports {name}"
         for me, path in modules()

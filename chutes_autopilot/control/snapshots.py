@@ -4,7 +4,7 @@ A request reads ``holder.current`` once and keeps it; the router, the model list
 a choice all look at the same object.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import DeferredLock
@@ -72,6 +72,14 @@ def readiness(snapshot: Snapshot, now: float, max_snapshot_age: float, max_allow
     if feed_age > max_snapshot_age:
         return "stale_snapshot"
     return None
+
+
+class Snapshots(Protocol):
+    """Where the current snapshot is found; `SnapshotHolder`, or a view of one."""
+
+    @property
+    def current(self) -> Snapshot:
+        """The snapshot as it is now."""
 
 
 @define(eq=False)

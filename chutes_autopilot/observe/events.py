@@ -46,6 +46,19 @@ def control_plane_changed(source: str, state: str, detail: str) -> None:
     )
 
 
+def verdict_changed(chute_id: str, instance_id: str, state: str, detail: str) -> None:
+    """An instance's evidence stands for the first time, or does not."""
+    _log.emit(
+        LogLevel.warn if state == "refused" else LogLevel.info,
+        "evidence of instance {instance_id} of chute {chute_id}: {state} ({detail})",
+        event="verdict",
+        chute_id=chute_id,
+        instance_id=instance_id,
+        state=state,
+        detail=detail,
+    )
+
+
 def simulator_started(url: str) -> None:
     """Demo mode: everything upstream is simulated."""
     _log.warn(

@@ -72,12 +72,19 @@ class Metrics(Collector):
         self._refreshes: Counter[tuple[str, str]] = Counter()
         self._refresh_durations: dict[str, _Histogram] = {}
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._counters: list[tuple[str, str, str, Counter[str]]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge ``chutes_autopilot_<name>`` whose value is read at every scrape."""
         self._gauges.append((f"chutes_autopilot_{name}", help_text, read))
+
+    def counter(self, name: str, help_text: str, label: str) -> Counter[str]:
+        """A counter ``chutes_autopilot_<name>_total`` with one label; whoever has it counts in it."""
+        counts: Counter[str] = Counter()
+        self._counters.append((name, help_text, label, counts))
+        return counts
 
     def finished(self, record: RequestRecord) -> None:
         """Count one request whose answer has ended."""
@@ -157,6 +164,8 @@ class Metrics(Collector):
         for source, histogram in self._refresh_durations.items():
             histogram.add_to(refresh_durations, (source,))
         yield refresh_durations
+        for name, help_text, label, counts in self._counters:
+            yield _counter(name, help_text, [label], {(value,): count for value, count in counts.items()})
         for name, help_text, read in self._gauges:
             yield GaugeMetricFamily(name, help_text, read())
 

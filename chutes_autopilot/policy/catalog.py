@@ -46,6 +46,9 @@ class Catalog:
     by_chute_id: Mapping[str, str] = field(init=False, eq=False, repr=False)
     """Chute id to model id; where two models share a chute, the first."""
 
+    chute_ids: Mapping[str, str] = field(init=False, eq=False, repr=False)
+    """Model id to chute id, where there is one."""
+
     @ids.default
     def _ids(self) -> frozenset[str]:
         return frozenset(entry.id for entry in self.entries)
@@ -54,6 +57,11 @@ class Catalog:
     def _by_chute_id(self) -> Mapping[str, str]:
         pairs = ((entry.chute_id, entry.id) for entry in reversed(self.entries))
         return MappingProxyType({chute: model for chute, model in pairs if chute is not None})
+
+    @chute_ids.default
+    def _chute_ids(self) -> Mapping[str, str]:
+        pairs = ((entry.id, entry.chute_id) for entry in self.entries)
+        return MappingProxyType({model: chute for model, chute in pairs if chute is not None})
 
 
 class _Record(msgspec.Struct, gc=False):

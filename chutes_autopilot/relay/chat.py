@@ -7,7 +7,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
+from chutes_autopilot.control.snapshots import Snapshot, Snapshots
 from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
@@ -53,7 +53,7 @@ class ChatRelay:
     """Relays chat requests; one object for the life of the service."""
 
     rules: RoutingRules
-    snapshots: SnapshotHolder
+    snapshots: Snapshots
     sticky: IStickyStore
     metrics: Metrics
     clock: IReactorTime

@@ -158,6 +158,11 @@ class Exchange:
         self._open_upstream = open_upstream
         self._ended = ended
 
+    @property
+    def model(self) -> str:
+        """The ``model`` value of the client."""
+        return str(self._body.model)
+
     def start(self) -> None:
         """Begin the first attempt."""
         relay = self._relay

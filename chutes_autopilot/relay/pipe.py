@@ -8,7 +8,7 @@ from zope.interface import implementer
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe.record import Outcome
-from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
+from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.relay.watch import Patience, Watch
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
@@ -94,9 +94,9 @@ class Pipe:
         else:
             self._finish()
 
-    def failed(self, failure: ConnectFailed | Lost | DeadlinePassed) -> None:
+    def failed(self, failure: ConnectFailed | Lost | DeadlinePassed | Refused) -> None:
         """The upstream died mid-body: the client must see a cut, never a clean end."""
-        self._cut(TRUNCATED)
+        self._cut(failure.reason if isinstance(failure, Refused) else TRUNCATED)
 
     def stop(self) -> None:
         """The exchange is over, for whatever reason: watch the time no more."""
@@ -127,7 +127,7 @@ class Pipe:
     def _cut(self, fault: str) -> None:
         guard = self._guard
         if guard is not None and self._length is None and guard.verdict() not in ("done", "error"):
-            event = error_event(ApiError(TRUNCATED, _MESSAGES[fault]))
+            event = error_event(ApiError(TRUNCATED, _MESSAGES.get(fault, _MESSAGES[TRUNCATED])))
             self.bytes_relayed += len(event)
             self._downstream.write(event)
         self._downstream.abort()

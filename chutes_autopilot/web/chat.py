@@ -38,7 +38,7 @@ class ChatRoute:
             header_lines(upstream_request_headers(received, request.request_id)),
             request.take_body(),
             request.request_id,
-            _client(request),
+            client_of(request),
         )
         exchange = self.relay.open(call, RequestDownstream(request), ended)
         done: Deferred[None] = Deferred(lambda _: exchange.client_gone())
@@ -51,7 +51,7 @@ class ChatRoute:
             self.relay.refused(request.request_id, request.received_bytes, error)
 
 
-def _client(request: GatewayRequest) -> Client:
+def client_of(request: GatewayRequest) -> Client:
     return Client(
         peer_of(request.getClientAddress()),
         request.getHeader(b"authorization"),

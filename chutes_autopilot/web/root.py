@@ -1,9 +1,14 @@
 """The Klein tree: every path of the service, and nothing else."""
 
+from collections.abc import Callable
+from typing import Any
+
+import attrs
 from klein import Klein
 from klein.resource import KleinResource
 from twisted.internet.defer import Deferred
 
+from chutes_autopilot.errors import e2ee_error
 from chutes_autopilot.web.answers import install_error_answers
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.models import ModelsRoute
@@ -11,7 +16,34 @@ from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.site import GatewayRequest
 
 
-def build_root(chat: ChatRoute, models: ModelsRoute, operations: OperationsRoute) -> KleinResource:
+@attrs.frozen
+class ChutesEndpoints:
+    """What answers the paths of the Chutes route.
+
+    :param signature: of an answer, by its id; ``receipt`` likewise.
+    """
+
+    chat: Callable[[GatewayRequest], Deferred[None]]
+    models: Callable[[GatewayRequest], Deferred[None]]
+    report: Callable[[GatewayRequest], Deferred[None]]
+    signature: Callable[[GatewayRequest, str], None]
+    receipt: Callable[[GatewayRequest, str], None]
+
+
+def _disabled(_request: GatewayRequest, _chat_id: str = "") -> Any:
+    raise e2ee_error("chutes_disabled", "Chutes route is disabled", headers=((b"X-E2EE-Applied", b"false"),))
+
+
+CHUTES_DISABLED = ChutesEndpoints(_disabled, _disabled, _disabled, _disabled, _disabled)
+"""Where CHUTES_ENABLED is false."""
+
+
+def build_root(
+    chat: ChatRoute,
+    models: ModelsRoute,
+    operations: OperationsRoute,
+    chutes: ChutesEndpoints = CHUTES_DISABLED,
+) -> KleinResource:
     """The resource that answers every request."""
     app = Klein()
     # A redirect would carry a Location made from the client's Host, and few SDKs repeat a POST after one.
@@ -31,6 +63,26 @@ def build_root(chat: ChatRoute, models: ModelsRoute, operations: OperationsRoute
     @app.route("/v1/models/<path:model>", methods=["GET"])
     def one_model(request: GatewayRequest, model: str) -> None:
         models.one(request, model)
+
+    @app.route("/v1/chutes/chat/completions", methods=["POST"])
+    def chutes_chat(request: GatewayRequest) -> Deferred[None]:
+        return chutes.chat(request)
+
+    @app.route("/v1/chutes/models", methods=["GET"])
+    def chutes_models(request: GatewayRequest) -> Deferred[None]:
+        return chutes.models(request)
+
+    @app.route("/v1/attestation/report", methods=["GET"])
+    def attestation_report(request: GatewayRequest) -> Deferred[None]:
+        return chutes.report(request)
+
+    @app.route("/v1/signature/<path:chat_id>", methods=["GET"])
+    def signature(request: GatewayRequest, chat_id: str) -> None:
+        chutes.signature(request, chat_id)
+
+    @app.route("/v1/receipts/<path:chat_id>", methods=["GET"])
+    def receipt(request: GatewayRequest, chat_id: str) -> None:
+        chutes.receipt(request, chat_id)
 
     @app.route("/healthz", methods=["GET"])
     def healthz(request: GatewayRequest) -> None:

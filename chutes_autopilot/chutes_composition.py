@@ -1,0 +1,226 @@
+"""The Chutes route put together: settings become its keys, stores, transports and endpoints."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import time
+from typing import Any
+
+import attrs
+from treq.client import HTTPClient
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+
+from chutes_autopilot import __version__
+from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.e2ee.request_headers import E2EEPolicy
+from chutes_autopilot.e2ee.server_keys import ServerKeys
+from chutes_autopilot.e2ee_keys import KeyHolder, key_holder
+from chutes_autopilot.interfaces import IReplayClaims
+from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.relay.chat import ChatRelay
+from chutes_autopilot.relay.exchange import OpenUpstream
+from chutes_autopilot.relay.sealed_answer import SealingTerms
+from chutes_autopilot.sealed_composition import build_sealed_transport
+from chutes_autopilot.settings import Settings
+from chutes_autopilot.storage.claims import MemoryClaims
+from chutes_autopilot.storage.expiring import ExpiringStore
+from chutes_autopilot.upstream.chat import ChatAttempt
+from chutes_autopilot.upstream.deadlines import Deadlines
+from chutes_autopilot.upstream.dstack import DstackAgent
+from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
+from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url
+from chutes_autopilot.web.attestation import AttestationRoute
+from chutes_autopilot.web.chutes import ChutesRoute, Encryption, upstream_fields
+from chutes_autopilot.web.client_auth import AccessRules, authenticate_request
+from chutes_autopilot.web.kept_answers import Evidence, KeptAnswers
+from chutes_autopilot.web.root import ChutesEndpoints
+from chutes_autopilot.web.signatures import SignatureRoute, SignedExchange
+
+MAX_MODELS_BYTES = 64 * 1024 * 1024
+"""The largest list of models that is passed on."""
+
+AGENT = b"chutes-autopilot/" + __version__.encode()
+
+
+@attrs.define(eq=False)
+class ChutesParts:
+    """What the Chutes route adds to the service."""
+
+    route: ChutesRoute
+    attestation: AttestationRoute
+    signatures: SignatureRoute
+    keys: KeyHolder
+
+    def endpoints(self) -> ChutesEndpoints:
+        """What answers its paths."""
+        return ChutesEndpoints(
+            self.route.chat,
+            self.route.models,
+            self.attestation.report,
+            self.signatures.signature,
+            self.signatures.receipt,
+        )
+
+
+def build_chutes(
+    settings: Settings,
+    reactor: Any,
+    relay: ChatRelay,
+    snapshots: SnapshotHolder,
+    pool: ConnectionPool,
+    deadlines: Deadlines,
+    http_client: HTTPClient,
+    trust_root: Any,
+    service: MultiService,
+    attestation_root: bytes | None = None,
+) -> ChutesParts:
+    """The Chutes route, switched on; what it needs to run is made a part of ``service``.
+
+    :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
+    :raises SettingsError: the key file or the file of measurements cannot be used.
+    """
+    in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+    agent = DstackAgent(reactor, settings.dstack_simulator_endpoint, settings.dstack_agent_timeout)
+    keys = _keys(settings, reactor, agent, service)
+    access = AccessRules(
+        settings.chutes_enabled, bool(settings.chutes_api_key), settings.token, settings.chutes_allow_anonymous
+    )
+    spends = partial(authenticate_request, access, spends_key=True)
+    free = partial(authenticate_request, access, spends_key=False)
+    answers: ExpiringStore[tuple[bytes, str], SignedExchange] = ExpiringStore(
+        settings.chat_cache_expiration, settings.signature_max_entries, reactor.seconds
+    )
+
+    def current_keys() -> ServerKeys:
+        return keys.current
+
+    def chute_of(model: str) -> str | None:
+        catalog = snapshots.current.catalog
+        return None if catalog is None else catalog.chute_ids.get(base_of(model, catalog.ids))
+
+    transport = _tls_transport(settings, pool, deadlines)
+    evidence_of: Callable[[str, bytes], Evidence | None] = _no_evidence
+    if settings.chutes_transport == "e2ee":
+        sealed = build_sealed_transport(
+            settings,
+            reactor,
+            snapshots,
+            pool,
+            deadlines,
+            http_client,
+            relay.metrics,
+            in_thread,
+            service,
+            attestation_root,
+        )
+        transport, evidence_of = sealed.open, sealed.evidence_of
+        relay = ChatRelay(
+            relay.rules, sealed.snapshots, relay.sticky, relay.metrics, reactor, deadlines, relay.open_upstream
+        )
+    route = ChutesRoute(
+        authenticate=spends,
+        relay=relay,
+        encryption=_encryption(settings, reactor, keys, deadlines, in_thread, trust_root, service),
+        open_upstream=transport,
+        upstream_fields=upstream_fields(settings.chutes_api_key or b"", AGENT),
+        fetch_models=_models(settings, reactor, http_client),
+        kept=KeptAnswers(answers, current_keys, time, chute_of, evidence_of),
+        trust_request_hash=settings.e2ee_trust_request_hash,
+    )
+    return ChutesParts(
+        route,
+        AttestationRoute(free, current_keys, agent, settings.e2ee_attestation, settings.chutes_transport, time),
+        SignatureRoute(free, current_keys, answers, time),
+        keys,
+    )
+
+
+def _no_evidence(_instance_id: str, _key_sha256: bytes) -> Evidence | None:
+    return None
+
+
+def _keys(settings: Settings, reactor: Any, agent: DstackAgent, service: MultiService) -> KeyHolder:
+    keys = key_holder(
+        settings.e2ee_key_source,
+        settings.e2ee_key_file,
+        agent,
+        settings.e2ee_key_generation,
+        settings.e2ee_previous_key_until,
+        reactor,
+        time,
+    )
+    keys.setServiceParent(service)
+    return keys
+
+
+def _encryption(
+    settings: Settings,
+    reactor: Any,
+    keys: KeyHolder,
+    deadlines: Deadlines,
+    in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
+    trust_root: Any,
+    service: MultiService,
+) -> Encryption:
+    policy = E2EEPolicy(
+        require=settings.e2ee_require,
+        allow_v1=settings.e2ee_allow_v1,
+        strict=settings.e2ee_strict,
+        uncovered=settings.e2ee_uncovered_fields,
+        max_fields=settings.e2ee_max_fields,
+        window=settings.e2ee_replay_window,
+        skew=settings.e2ee_replay_skew,
+    )
+    terms = SealingTerms(
+        max_event_bytes=settings.e2ee_max_event_bytes,
+        max_response_bytes=settings.e2ee_max_response_bytes,
+        coalesce=settings.e2ee_stream_coalesce,
+        first_byte=settings.upstream_first_body_byte_timeout,
+    )
+    # Claims in memory are gone after a restart; where the keys are not, what came before it may be a replay.
+    forgets = settings.redis_url is None and keys.persistent
+    return Encryption(
+        keys=lambda: keys.current,
+        policy=policy,
+        terms=terms,
+        claims=_claims(settings, reactor, trust_root, service),
+        not_before=int(time()) if forgets else None,
+        unix_time=time,
+        deadlines=deadlines,
+        in_thread=in_thread,
+    )
+
+
+def _claims(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> IReplayClaims:
+    if settings.redis_url is None:
+        return MemoryClaims(settings.e2ee_replay_max_entries, time)
+    # an extra: imported only where Redis is used
+    from chutes_autopilot.storage.redis import RedisClaims
+    from chutes_autopilot.storage.redis_connection import RedisConnection, redis_endpoint
+
+    endpoint = redis_endpoint(reactor, settings.redis_url, trust_root)
+    connection = RedisConnection(reactor, endpoint, settings.redis_url, settings.e2ee_redis_timeout)
+    connection.setServiceParent(service)
+    return RedisClaims(connection, time)
+
+
+def _tls_transport(settings: Settings, pool: ConnectionPool, deadlines: Deadlines) -> OpenUpstream:
+    backend = backend_from_url(settings.chutes_base_url)
+    return lambda model, request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer)
+
+
+def _models(settings: Settings, reactor: Any, http_client: HTTPClient) -> Callable[[], Awaitable[FetchedAnswer]]:
+    key = (settings.chutes_api_key or b"").decode("latin-1")
+
+    def fetch() -> Awaitable[FetchedAnswer]:
+        return fetch_answer(
+            http_client,
+            settings.chutes_base_url.rstrip("/") + "/v1/models",
+            clock=reactor,
+            timeout=settings.control_plane_timeout,
+            max_bytes=MAX_MODELS_BYTES,
+            headers=(("Authorization", f"Bearer {key}"), ("User-Agent", AGENT.decode())),
+        )
+
+    return fetch

@@ -1,0 +1,256 @@
+"""The sealed transport put together: requests sealed for the instance, and the verifier of its evidence."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import random
+from time import monotonic
+from typing import Any
+
+import attrs
+from treq.client import HTTPClient
+from twisted.application.service import MultiService, Service
+from twisted.internet.task import LoopingCall
+
+from chutes_autopilot.control.attestation import AttestationService
+from chutes_autopilot.control.evidence_judge import AttestationRules, EvidenceJudge
+from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder, Snapshots
+from chutes_autopilot.e2ee.chute import require_mlkem
+from chutes_autopilot.e2ee.measurements import MeasurementsError, read_measurements
+from chutes_autopilot.e2ee.quote_chain import INTEL_ROOT_SPKI_SHA256
+from chutes_autopilot.e2ee.tcb import TcbChecker, load_tcb_library
+from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
+from chutes_autopilot.observe import events
+from chutes_autopilot.observe.metrics import Metrics
+from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.settings import Settings, SettingsError
+from chutes_autopilot.upstream.chat import UpstreamRequest
+from chutes_autopilot.upstream.chute_e2ee.collateral import CollateralSource
+from chutes_autopilot.upstream.chute_e2ee.evidence import EvidenceSource
+from chutes_autopilot.upstream.chute_e2ee.link import ChuteTerms, InThread
+from chutes_autopilot.upstream.chute_e2ee.refusals import refusal
+from chutes_autopilot.upstream.chute_e2ee.transport import ChuteTransport, RefusedAttempt, listings_from
+from chutes_autopilot.upstream.deadlines import Deadlines
+from chutes_autopilot.upstream.pool import ConnectionPool
+from chutes_autopilot.web.kept_answers import Evidence
+
+PREFETCHED = 3
+"""Top-ranked models for which nonces are kept ready while the route is in use."""
+
+IN_USE_SECONDS = 60.0
+TICK_SECONDS = 5.0
+
+
+@attrs.define(eq=False)
+class SealedTransport:
+    """Requests sealed to the instance.
+
+    :param chute_of: the chute of a model as it is sent, with or without the platform's suffixes.
+    :ivar snapshots: what may be chosen from: with attestation, of the ranking the models that have a verified instance.
+    """
+
+    transport: ChuteTransport
+    verifier: AttestationService | None
+    snapshots: Snapshots
+    chute_of: Callable[[str], str | None]
+    _last_use: float = attrs.field(default=0.0, init=False)
+
+    def open(
+        self, model: str, request: UpstreamRequest, header_timeout: float, observer: IAttemptObserver
+    ) -> IUpstreamAttempt:
+        """See relay.exchange.OpenUpstream.
+
+        A model without a verified instance is refused at once, and looked at for later: evidence is never waited for.
+        """
+        self._last_use = monotonic()
+        chute_id = self.chute_of(model)
+        if self.verifier is not None and chute_id is not None and not self.verifier.chute_usable(chute_id):
+            self.transport.prefetch([model])
+            return RefusedAttempt(refusal("no_verdict", retry=True, reason="no_verdict", retry_after=5.0), observer)
+        return self.transport.open(model, request, header_timeout, observer)
+
+    def evidence_of(self, instance_id: str, key_sha256: bytes) -> Evidence | None:
+        """What is known of an instance right now."""
+        if self.verifier is None:
+            return Evidence("off", None)
+        verdict = self.verifier.verdict(instance_id, key_sha256)
+        return None if verdict is None else Evidence(verdict.level, verdict.evidence_sha256)
+
+    def keep_ready(self) -> None:
+        """Have sessions for the likeliest models, as long as somebody asks for answers."""
+        unverified = self.verifier is not None and self.verifier.table.counts()[1] == 0
+        if unverified or monotonic() - self._last_use < IN_USE_SECONDS:
+            self.transport.prefetch(self.snapshots.current.ranked_models[:PREFETCHED])
+
+
+@attrs.define(eq=False)
+class VerifiedSnapshots:
+    """The service's snapshots, their ranking narrowed to models that have a verified instance.
+
+    Where there is none at all the ranking stays whole, so that each attempt can say why it was refused.
+    """
+
+    holder: SnapshotHolder
+    verified: Callable[[Snapshot], frozenset[str]]
+    _last: tuple[Snapshot, frozenset[str], Snapshot] | None = attrs.field(default=None, init=False)
+
+    @property
+    def current(self) -> Snapshot:
+        """The snapshot as it is now; the same object as long as nothing has changed."""
+        snapshot = self.holder.current
+        verified = self.verified(snapshot)
+        if self._last is None or self._last[0] is not snapshot or self._last[1] != verified:
+            ranking = tuple(ranked for ranked in snapshot.ranking if ranked.model in verified)
+            narrowed = attrs.evolve(snapshot, ranking=ranking) if ranking else snapshot
+            self._last = snapshot, verified, narrowed
+        return self._last[2]
+
+
+class _Upkeep(Service):
+    """Runs the transport's upkeep, and ends the transport with the service."""
+
+    def __init__(self, sealed: SealedTransport, snapshots: SnapshotHolder, reactor: Any) -> None:
+        self._sealed = sealed
+        self._snapshots = snapshots
+        self._catalog: object = None
+        self._loop = LoopingCall(self._tick)
+        self._loop.clock = reactor
+
+    def startService(self) -> None:
+        super().startService()
+        self._loop.start(TICK_SECONDS, now=False).addErrback(events.failed_unexpectedly, "keeping sessions ready")
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._loop.running:
+            self._loop.stop()
+        self._sealed.transport.retire()
+
+    def _tick(self) -> None:
+        catalog = self._snapshots.current.catalog
+        if catalog is not self._catalog:
+            self._catalog = catalog
+            self._sealed.transport.catalog_refreshed()
+        self._sealed.keep_ready()
+
+
+class _Observer:
+    """Tells metrics and log how the verification goes."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._fetched = metrics.counter("evidence_fetched", "Questions for a chute's evidence, by outcome.", "outcome")
+        self._checked = metrics.counter("evidence_checked", "Instances judged, by outcome.", "outcome")
+        self.verdict_changed = events.verdict_changed
+
+    def evidence_fetched(self, outcome: str, seconds: float) -> None:
+        self._fetched[outcome] += 1
+
+    def evidence_checked(self, outcome: str) -> None:
+        self._checked[outcome] += 1
+
+
+def build_sealed_transport(
+    settings: Settings,
+    reactor: Any,
+    snapshots: SnapshotHolder,
+    pool: ConnectionPool,
+    deadlines: Deadlines,
+    http_client: HTTPClient,
+    metrics: Metrics,
+    in_thread: InThread,
+    service: MultiService,
+    attestation_root: bytes | None,
+) -> SealedTransport:
+    """The transport of CHUTES_TRANSPORT=e2ee; what it needs to run is made a part of ``service``.
+
+    :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
+    :raises SettingsError: the measurements cannot be read, or this Python cannot do ML-KEM.
+    """
+    require_mlkem()
+    key = (settings.chutes_api_key or b"").decode("latin-1")
+    refused = metrics.counter("chute_refusals", "What the sealed transport refused or met, by code.", "code")
+
+    def counted(code: str) -> None:
+        refused[code] += 1
+
+    def chute_of(model: str) -> str | None:
+        catalog = snapshots.current.catalog
+        return None if catalog is None else catalog.chute_ids.get(model)
+
+    def chute_of_sent(model: str) -> str | None:
+        catalog = snapshots.current.catalog
+        return None if catalog is None else catalog.chute_ids.get(base_of(model, catalog.ids))
+
+    verifier = None
+    if settings.chutes_attestation != "off":
+        verifier = _verifier(settings, reactor, http_client, metrics, in_thread, key, attestation_root)
+        verifier.setServiceParent(service)
+    terms = ChuteTerms(
+        api_key=key,
+        discovery_rpm=settings.chutes_e2ee_discovery_rpm,
+        discovery_wait=settings.chutes_e2ee_discovery_wait,
+        nonce_margin=settings.chutes_e2ee_nonce_margin,
+        instance_429=settings.chutes_e2ee_instance_429,
+        max_instance_tries=settings.chutes_e2ee_max_instance_tries,
+        max_response_bytes=settings.chutes_e2ee_max_response_bytes,
+        max_event_bytes=settings.chutes_e2ee_max_event_bytes,
+        max_records=settings.chutes_e2ee_max_records,
+    )
+    build = partial(
+        ChuteTransport,
+        terms,
+        settings.chutes_api_base_url,
+        listings_from(http_client, settings.chutes_api_base_url, key, reactor),
+        pool,
+        deadlines,
+        reactor,
+        monotonic,
+        random,
+        in_thread,
+        chute_of,
+        counted=counted,
+    )
+    if verifier is None:
+        sealed = SealedTransport(build(), None, snapshots, chute_of_sent)
+    else:
+        narrowed = VerifiedSnapshots(snapshots, partial(_verified, verifier))
+        sealed = SealedTransport(build(usable=verifier.usable, listed=verifier.seen), verifier, narrowed, chute_of_sent)
+    _Upkeep(sealed, snapshots, reactor).setServiceParent(service)
+    return sealed
+
+
+def _verified(verifier: AttestationService, snapshot: Snapshot) -> frozenset[str]:
+    return frozenset() if snapshot.catalog is None else verifier.verified_models(snapshot.catalog)
+
+
+def _verifier(
+    settings: Settings,
+    reactor: Any,
+    http_client: HTTPClient,
+    metrics: Metrics,
+    in_thread: InThread,
+    key: str,
+    attestation_root: bytes | None,
+) -> AttestationService:
+    root = attestation_root or INTEL_ROOT_SPKI_SHA256
+    evidence = EvidenceSource(http_client, settings.chutes_api_base_url, key, reactor, in_thread, random)
+    collateral = tcb = None
+    if settings.chutes_attestation == "quote+tcb":
+        tcb = TcbChecker(load_tcb_library(), frozenset(settings.chutes_tdx_tcb_status))
+        collateral = CollateralSource(
+            http_client, settings.chutes_pccs_url or "", Path(settings.cache_dir), reactor, in_thread
+        )
+    rules = AttestationRules(settings.chutes_attestation, settings.chutes_attestation_ttl, _pinned(settings), tcb, root)
+    judge = EvidenceJudge(rules, evidence, collateral, reactor, monotonic, in_thread)
+    return AttestationService(judge, evidence, reactor, monotonic, _Observer(metrics))
+
+
+def _pinned(settings: Settings) -> Any:
+    if settings.chutes_tdx_measurements is None:
+        return None
+    try:
+        return read_measurements(Path(settings.chutes_tdx_measurements).read_bytes(), "pinned")
+    except OSError as error:
+        raise SettingsError((f"CHUTES_TDX_MEASUREMENTS: cannot read the file: {error.strerror}",)) from None
+    except MeasurementsError as error:
+        raise SettingsError((f"CHUTES_TDX_MEASUREMENTS: {error}",)) from None
