@@ -10,7 +10,6 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,6 +17,7 @@ from txredisapi import BaseRedisProtocol, RedisError, ResponseError  # type: ign
 
 from chutes_autopilot.observe import events
 from chutes_autopilot.settings.redis_url import RedisServer
+from chutes_autopilot.upstream.certificates import ClientTLS
 
 CONNECT_TIMEOUT = 5.0
 FIRST_PAUSE = 0.1
@@ -58,7 +58,7 @@ def redis_endpoint(reactor: Any, server: RedisServer, trust_root: Any) -> IStrea
         plain = HostnameEndpoint(reactor, server.host, server.port, CONNECT_TIMEOUT)
     if not server.tls:
         return plain
-    return wrapClientTLS(optionsForClientTLS(server.host, trustRoot=trust_root), plain)
+    return wrapClientTLS(ClientTLS(server.host, trust_root), plain)
 
 
 class _RedisProtocol(BaseRedisProtocol):  # type: ignore[misc]

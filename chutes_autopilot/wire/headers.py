@@ -42,14 +42,17 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 def named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
-    """The lower-case field names that Connection lists; they are hop-by-hop too."""
+    """The lower-case field names that Connection lists; they are hop-by-hop too.
+
+    But for Content-Length: it is meant for every recipient (RFC 9110 section 7.6.1), and without it a body has no end.
+    """
     names = [
         name.strip(b" \t").lower()
         for key, value in headers
         if key.lower() == b"connection"
         for name in value.split(b",")
     ]
-    return frozenset(filter(None, names))
+    return frozenset(filter(None, names)) - {b"content-length"}
 
 
 def acceptable_request_id(value: bytes | None) -> str | None:

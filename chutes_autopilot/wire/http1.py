@@ -276,7 +276,7 @@ class ResponseParser:
     def _choose_framing(self, head: ResponseHead, old: bool) -> None:
         """How the body ends: RFC 9112 section 6.3. A length beside a coding, or two lengths, is a smuggler's."""
         codings = _members(head, b"transfer-encoding")
-        lengths = _members(head, b"content-length")
+        lengths = [value for name, value in head.headers if name.lower() == b"content-length"]
         options = _members(head, b"connection")
         self._reusable = b"close" not in options and (not old or b"keep-alive" in options)
         if len(lengths) > 1 or (lengths and codings) or not all(v.isdigit() and len(v) < 19 for v in lengths):

@@ -60,7 +60,7 @@ def start_gateway(scripted: ScriptedUpstream, path: str) -> Iterator[StartGatewa
         services.append(service)
         (port,) = set(reactor.getReaders()) - before
         service.startService()
-        gateway = Gateway(reactor, port.getHost().port, path == "reference")
+        gateway = Gateway(reactor, port.getHost().port, path == "reference", service)
         gateways.append(gateway)
         while ready and (await gateway.get("/readyz")).status != 200:
             await deferLater(reactor, 0.001)
@@ -73,7 +73,8 @@ def start_gateway(scripted: ScriptedUpstream, path: str) -> Iterator[StartGatewa
     blockon(gatherResults([client.closed for client in clients]))
     ports = {gateway.port for gateway in gateways}
     for service in services:
-        blockon(service.stopService())
+        if service.running:
+            blockon(service.stopService())
     while any(isinstance(s, Server) and s.getHost().port in ports for s in reactor.getReaders()):
         blockon(deferLater(reactor, 0.001))  # until the gateway has seen that its clients are gone
     blockon(deferLater(reactor, 0))

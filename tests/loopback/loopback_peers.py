@@ -100,6 +100,7 @@ class ScriptedUpstream:
     names: tuple[str, ...] = ("a/A", "b/B", "c/C")
     scripts: dict[str, Script] = field(factory=dict)
     requests: list[Seen] = field(factory=list)
+    heads: list[bytes] = field(factory=list)  # of every request, those for the feeds too
     connections: list[UpstreamSide] = field(factory=list)
     port: Any = None
     _waiting: list[tuple[int, Deferred[None]]] = field(factory=list)
@@ -121,6 +122,7 @@ class ScriptedUpstream:
             entry[1].callback(None)
 
     def asked(self, side: UpstreamSide, head: bytes, body: bytes) -> None:
+        self.heads.append(head)
         if head.startswith(b"GET /v1/models "):
             answer(json.dumps({"object": "list", "data": [self._entry(n) for n in self.names]}).encode())(side)
         elif head.startswith(b"GET /chutes/utilization "):
@@ -240,6 +242,7 @@ class Gateway:
     reactor: Any
     port: int
     reference: bool = False
+    service: Any = None
     clients: list[RawClient] = field(factory=list)
 
     async def connect(self) -> RawClient:

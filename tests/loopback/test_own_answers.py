@@ -7,7 +7,11 @@ import pytest
 from loopback_peers import Gateway, ScriptedUpstream, StartGateway, chunk, read_response
 from twisted.internet.threads import deferToThread
 
+both_paths = pytest.mark.parametrize("path", ["front", "reference"])
+"""For what concerns chat requests, whoever reads them."""
 
+
+@both_paths
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
@@ -35,6 +39,7 @@ async def test_bad_input_gets_a_precise_400(
     assert (await gateway.metrics())[f'requests_total{{status="{status}"}}'] == 1
 
 
+@both_paths
 async def test_an_unknown_model_passes_where_the_operator_says_so(
     scripted: ScriptedUpstream, start_gateway: StartGateway
 ) -> None:
@@ -129,6 +134,7 @@ async def test_a_client_that_sends_on_can_still_read_the_413(
     assert read_response(received).status == 413
 
 
+@both_paths
 async def test_the_limit_itself_is_allowed(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
     """MAX_REQUEST_BYTES is the largest body that passes."""
     gateway = await start_gateway(MAX_REQUEST_BYTES="1000")
@@ -151,6 +157,7 @@ async def test_one_model_is_found_by_an_id_with_slashes(gateway: Gateway, path: 
     assert json.loads((await gateway.get(path)).body)["id"] == "b/B"
 
 
+@both_paths
 async def test_before_the_first_catalog(start_gateway: StartGateway) -> None:
     """Without a catalog: not ready, no model list, no candidates; one named model still works."""
     gateway = await start_gateway(ready=False, MODELS_URL="http://127.0.0.1:1/", UTILIZATION_URL="http://127.0.0.1:1/")
