@@ -7,6 +7,7 @@ from twisted.logger import Logger
 
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
+from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
 
 NEEDS_RESTART = frozenset(
     {
@@ -20,7 +21,7 @@ NEEDS_RESTART = frozenset(
         "client_key_secret_file",
         "log_format",
         "ssl_cert_file",
-        *(setting.field for setting in CHUTES_SETTINGS),
+        *(setting.field for setting in (*CHUTES_SETTINGS, *EXPLORER_SETTINGS)),
     }
 )
 """Fields of Settings that are read once, at the start."""

@@ -26,6 +26,7 @@ SECRETS = {
     "CHUTES_API_KEY": "cpk_hunter2",
     "TOKEN": "hunter2,hunter3",
     "REDIS_URL": "redis://me:hunter2@example.org:6380/1",
+    "ADMIN_TOKEN": "hunter4",
 }
 
 
@@ -132,6 +133,18 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "chutes_tdx_measurements": None,
         "chutes_tdx_tcb_status": ("UpToDate",),
         "chutes_pccs_url": None,
+        "explorer_enabled": True,
+        "cache_duration": 600.0,
+        "cache_dir": "cache",
+        "explorer_cors_origins": (),
+        "explorer_max_streams": 500,
+        "explorer_history_max_mb": 256,
+        "explorer_show_private": False,
+        "merge_fuzzy": "suggest",
+        "webhooks_file": None,
+        "admin_token": None,
+        "admin_token_file": None,
+        "admin_endpoint": None,
         "warnings": (),
     }
 
@@ -200,6 +213,8 @@ RANGES = {
     "CHUTES_E2EE_NONCE_MARGIN_SECONDS": (0, 30),
     "CHUTES_E2EE_MAX_INSTANCE_TRIES": (1, 5),
     "CHUTES_ATTESTATION_TTL_SECONDS": (300, 86_400),
+    "CACHE_DURATION_MINUTES": (1, 10_080),
+    "EXPLORER_HISTORY_MAX_MB": (8, 1_048_576),
 }
 """What differs from "at least one, and some bound"."""
 
@@ -208,7 +223,7 @@ RANGES = {
 def test_numbers_have_a_range(setting: Setting) -> None:
     """Both ends of the documented range are legal, what is beyond is a fault that states the range."""
     lowest, highest = RANGES.get(setting.name, (1, int(setting.default)))
-    scale = 1000 if setting.unit == "ms" else 1
+    scale = {"ms": 1000, "min": 1 / 60}.get(setting.unit, 1)
     for number in (lowest, highest):
         assert getattr(read({setting.name: str(number)}), setting.field) == number / scale
     if lowest:
@@ -456,6 +471,16 @@ def test_the_agent_is_a_url_or_a_socket(text: str) -> None:
     assert read({"DSTACK_SIMULATOR_ENDPOINT": text}).dstack_simulator_endpoint == text
 
 
+def test_origins_are_as_browsers_send_them() -> None:
+    """Case and default ports do not count, and there may be several; paths and patterns are no origins."""
+    text = "HTTPS://App.Example.org:443, http://localhost:3000,http://[::1]:80"
+    expected = ("https://app.example.org", "http://localhost:3000", "http://[::1]")
+    assert read({"EXPLORER_CORS_ORIGINS": text}).explorer_cors_origins == expected
+    for text in ("*", "null", "example.org", "https://a/", "https://a/b", "https://a?b", "https://a,", "https://*.a"):
+        (fault,) = faults({"EXPLORER_CORS_ORIGINS": text})
+        assert fault.startswith("EXPLORER_CORS_ORIGINS: must be origins by commas")
+
+
 def test_tcb_statuses_are_intels() -> None:
     """Statuses are taken in any case and kept in Intel's spelling; one that Intel does not know is a fault."""
     statuses = read({"CHUTES_TDX_TCB_STATUS": "uptodate, SWHardeningNeeded"}).chutes_tdx_tcb_status
@@ -515,6 +540,7 @@ def test_a_proxy_is_warned_about(name: str) -> None:
 def test_all_faults_are_told_at_once() -> None:
     """One error lists every faulty variable in the order of the documentation, one line each."""
     any_text_will_do = {"CHUTES_API_KEY", "TOKEN", "E2EE_KEY_FILE", "CHUTES_TDX_MEASUREMENTS"}
+    any_text_will_do |= {"CACHE_DIR", "WEBHOOKS_FILE", "ADMIN_TOKEN", "ADMIN_ENDPOINT"}
     names = [s.name for s in SETTINGS if s.name not in any_text_will_do]
     assert [line.partition(":")[0] for line in faults(dict.fromkeys(names, "!"))] == names
 
@@ -545,6 +571,8 @@ def test_secrets_are_masked() -> None:
             "E2EE_STREAM_COALESCE_MS": st.integers(0, 10_000).map(str),
             "CHUTES_TDX_TCB_STATUS": st.sampled_from(["UpToDate", "outofdate, UpToDate"]),
             "CHUTES_PCCS_URL": st.sampled_from(["", "https://pccs.example"]),
+            "CACHE_DURATION_MINUTES": st.integers(1, 10_080).map(str),
+            "EXPLORER_CORS_ORIGINS": st.lists(st.sampled_from(["https://a", "http://[::1]:80"])).map(", ".join),
         },
     )
 )

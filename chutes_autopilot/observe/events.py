@@ -59,6 +59,35 @@ def verdict_changed(chute_id: str, instance_id: str, state: str, detail: str) ->
     )
 
 
+def cache_unusable(reason: str) -> None:
+    """The explorer's cache directory cannot be used; said once."""
+    _log.warn(
+        "CACHE_DIR cannot be used ({reason}): what cannot be written there is kept in memory only",
+        event="cache_unusable",
+        reason=reason,
+    )
+
+
+def chutes_key_refused() -> None:
+    """The platform does not take the operator's key, which would also keep public chutes from the explorer."""
+    _log.warn("CHUTES_API_KEY is refused by the platform: the explorer asks without it", event="chutes_key_refused")
+
+
+def history_unavailable(reason: str) -> None:
+    """The history's file cannot be used; said once."""
+    _log.warn("the history cannot be kept on disk ({reason}): it is in memory only", event="history", reason=reason)
+
+
+def history_set_aside(reason: str, name: str) -> None:
+    """The history's file is damaged or none of ours: a new one takes its place."""
+    _log.warn("the history was set aside as {name}: {reason}", event="history", reason=reason, name=name)
+
+
+def history_not_written(reason: str) -> None:
+    """A minute is missing from the history; said once until one is written again."""
+    _log.warn("the history misses minutes: {reason}", event="history", reason=reason)
+
+
 def simulator_started(url: str) -> None:
     """Demo mode: everything upstream is simulated."""
     _log.warn(

@@ -56,6 +56,12 @@ def seconds(highest: int = MAX_SECONDS, *, lowest: int = 1, off: bool = False) -
     return lambda text: float(parse(text))
 
 
+def minutes(highest: int) -> Callable[[str], float]:
+    """A time given in minutes, kept in seconds."""
+    parse = integer("minutes", highest)
+    return lambda text: parse(text) * 60.0
+
+
 def one_of(*allowed: str, **spellings: str) -> Callable[[str], str]:
     """One of some words, in any case.
 
@@ -140,6 +146,22 @@ def optional_url(text: str) -> str | None:
 
 
 _base_url = url(base=True)
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages (RFC 6454) by commas, any number of them, each as a browser would send it."""
+    return tuple(_origin(item.strip()) for item in text.split(",")) if text else ()
+
+
+def _origin(text: str) -> str:
+    try:
+        parts = urlsplit(_base_url(text))
+    except ValueError:
+        parts = None
+    if parts is None or parts.path or text.endswith("/"):
+        raise ValueError("must be origins by commas, like https://app.example.org or http://localhost:3000")
+    default_port = f":{443 if parts.scheme == 'https' else 80}"
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(default_port)}"
 
 
 def agent_endpoint(text: str) -> str | None:

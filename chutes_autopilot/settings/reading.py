@@ -5,12 +5,15 @@ from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 from typing import Any
 
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
+from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
 from chutes_autopilot.settings.gateway import GATEWAY_SETTINGS
 from chutes_autopilot.settings.values import Setting, Settings, SettingsError
 
 MASK = "********"
 
-SETTINGS: tuple[Setting, ...] = (*GATEWAY_SETTINGS, *CHUTES_SETTINGS)
+_PER_SECOND = {"ms": 1000, "min": 1 / 60}
+
+SETTINGS: tuple[Setting, ...] = (*GATEWAY_SETTINGS, *CHUTES_SETTINGS, *EXPLORER_SETTINGS)
 """Every setting, in the order of the documentation."""
 
 
@@ -117,5 +120,5 @@ def _text_of(value: Any, unit: str) -> str:
         case tuple():
             return ",".join(map(str, value))
         case float():
-            return str(round(value * 1000 if unit == "ms" else value))
+            return str(round(value * _PER_SECOND.get(unit, 1)))
     return str(value)

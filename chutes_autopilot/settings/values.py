@@ -29,7 +29,7 @@ class Setting:
 
     :param name: the environment variable.
     :param default: the text that stands for an absent or blank variable.
-    :param unit: ``ms``, ``s``, ``bytes`` or what else is counted, or the kind of text.
+    :param unit: ``ms``, ``s``, ``min``, ``bytes`` or what else is counted, or the kind of text.
     :param effect: what it does, one sentence for operators.
     :param example: a legal value unlike the default.
     :param parse: text to value; raises ValueError saying what is allowed.
@@ -47,7 +47,10 @@ class Setting:
     @property
     def field(self) -> str:
         """The attribute of Settings that holds the value; times lose their unit because inside they are seconds."""
-        return self.name.lower().removesuffix("_ms").removesuffix("_secs").removesuffix("_seconds")
+        name = self.name.lower()
+        for unit in ("_ms", "_secs", "_seconds", "_minutes"):
+            name = name.removesuffix(unit)
+        return name
 
 
 @attrs.frozen
@@ -141,6 +144,18 @@ class Settings:
     chutes_tdx_measurements: str | None
     chutes_tdx_tcb_status: tuple[str, ...]
     chutes_pccs_url: str | None
+    explorer_enabled: bool
+    cache_duration: float
+    cache_dir: str
+    explorer_cors_origins: tuple[str, ...]
+    explorer_max_streams: int
+    explorer_history_max_mb: int
+    explorer_show_private: bool
+    merge_fuzzy: Literal["off", "suggest", "apply"]
+    webhooks_file: str | None
+    admin_token: bytes | None = attrs.field(repr=False)
+    admin_token_file: str | None
+    admin_endpoint: str | None
     warnings: tuple[str, ...] = ()
 
     @property

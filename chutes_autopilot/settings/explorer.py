@@ -1,0 +1,113 @@
+"""The settings of the models explorer: what it serves and to whom, what it keeps, and the way in for the operator."""
+
+from chutes_autopilot.settings.parsing import (
+    api_key,
+    boolean,
+    integer,
+    minutes,
+    one_of,
+    origins,
+    path,
+)
+from chutes_autopilot.settings.values import Setting
+
+EXPLORER_SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "EXPLORER_ENABLED",
+        "true",
+        "boolean",
+        "Serve the models explorer: its page at / and everything below /api/.",
+        "false",
+        boolean,
+    ),
+    Setting(
+        "CACHE_DURATION_MINUTES",
+        "10",
+        "min",
+        "How long an answer of the platform is served from the explorer's cache before it is fetched again.",
+        "60",
+        minutes(10_080),
+    ),
+    Setting(
+        "CACHE_DIR",
+        "cache",
+        "path",
+        "Where the explorer's cache and history and Intel's collateral are kept; not writable: in memory only.",
+        "/var/lib/chutes-autopilot",
+        path,
+    ),
+    Setting(
+        "EXPLORER_CORS_ORIGINS",
+        "",
+        "origins",
+        "Sites whose pages may read the explorer's API from a browser, by commas; without one none may.",
+        "https://app.example.org, http://localhost:3000",
+        origins,
+    ),
+    Setting(
+        "EXPLORER_MAX_STREAMS",
+        "500",
+        "streams",
+        "Most visitors who follow the explorer live at once.",
+        "2000",
+        integer("streams", 100_000),
+    ),
+    Setting(
+        "EXPLORER_HISTORY_MAX_MB",
+        "256",
+        "MB",
+        "How large the history may grow, the oldest minutes forgotten first.",
+        "1024",
+        integer("megabytes", 1_048_576, lowest=8),
+    ),
+    Setting(
+        "EXPLORER_SHOW_PRIVATE",
+        "false",
+        "boolean",
+        "Show everybody the private chutes that CHUTES_API_KEY can see.",
+        "true",
+        boolean,
+    ),
+    Setting(
+        "MERGE_FUZZY",
+        "suggest",
+        "off, suggest or apply",
+        "Models whose names only resemble each other: leave them alone, suggest that they are one, or merge them.",
+        "off",
+        one_of("off", "suggest", "apply"),
+    ),
+    Setting(
+        "WEBHOOKS_FILE",
+        "",
+        "path",
+        "A JSON file of the URLs that are told of price changes and of models added or removed, and their secrets.",
+        "/run/secrets/webhooks.json",
+        path,
+    ),
+    Setting(
+        "ADMIN_TOKEN",
+        "",
+        "text",
+        "What the operator sends as Bearer to see private chutes and to refresh the cache; without one nobody can.",
+        "replace-me-with-32-random-characters",
+        api_key,
+        secret=True,
+    ),
+    Setting(
+        "ADMIN_TOKEN_FILE",
+        "",
+        "path",
+        "A file that holds ADMIN_TOKEN, in its place; a final newline does not count.",
+        "/run/secrets/admin_token",
+        path,
+    ),
+    Setting(
+        "ADMIN_ENDPOINT",
+        "",
+        "endpoint",
+        "Where /metrics, decisions and admin calls are served, and then no longer in public: a Twisted endpoint.",
+        "tcp:9090:interface=127.0.0.1",
+        path,
+    ),
+)
+"""In the order of the documentation."""
