@@ -35,7 +35,8 @@ from chutes_autopilot.upstream.agent import control_plane_client
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
-from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url, endpoints_for
+from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from_url, endpoints_for, open_limit
+from chutes_autopilot.upstream.prewarming import PrewarmingService
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.models import ModelsRoute
@@ -92,10 +93,13 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     in_force = _InForce(settings)
     snapshots = SnapshotHolder()
     metrics = _metrics(reactor, snapshots, connections)
-    pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout)
+    endpoint_for = endpoints_for(reactor, trust_root)
+    max_open = open_limit(settings.max_inflight_requests)
+    pool = ConnectionPool(reactor, endpoint_for, settings.upstream_connect_timeout, max_open=max_open)
+    backend = backend_from_url(settings.backend_base_url)  # made once: the pool knows it by identity first
     sticky = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
     deadlines = Deadlines(reactor)
-    relay = _chat_relay(settings, reactor, snapshots, metrics, pool, sticky, deadlines)
+    relay = _chat_relay(settings, reactor, snapshots, metrics, pool, backend, sticky, deadlines)
     chat = ChatRoute(relay)
     operations = OperationsRoute(_readiness(in_force, reactor, snapshots, connections), metrics)
     http_client = _http_client(settings, reactor, trust_root, service)
@@ -128,11 +132,13 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         relay.rules = chutes_relay.rules = _routing_rules(new, relay.rules.client_key_secret)
         sticky.ttl, sticky.max_entries = new.sticky_ttl, new.sticky_max_entries
         pool.connect_timeout = new.upstream_connect_timeout
+        pool.max_open = open_limit(new.max_inflight_requests)
 
     service.apply = apply
 
     _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
+    PrewarmingService(reactor, lambda: pool.prewarm(backend)).setServiceParent(service)
     for refresh in _refreshes(in_force, reactor, snapshots, metrics, http_client):
         refresh.setServiceParent(service)
     service.listening = ListeningService(reactor, endpoints, site, connections)
@@ -271,10 +277,10 @@ def _chat_relay(
     snapshots: SnapshotHolder,
     metrics: Metrics,
     pool: ConnectionPool,
+    backend: Backend,
     sticky: MemoryStickyStore,
     deadlines: Deadlines,
 ) -> ChatRelay:
-    backend = backend_from_url(settings.backend_base_url)
     return ChatRelay(
         _routing_rules(settings, settings.client_key_secret or secrets.token_bytes(32)),
         snapshots,

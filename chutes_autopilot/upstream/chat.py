@@ -155,6 +155,7 @@ class ChatAttempt:
         self._disarm()
         self._connection = None
         self.observer.answer(head, data)
+        self._disarm()  # the observer may have asked for a first byte that it had been given already
 
     def end(self) -> None:
         self._disarm()

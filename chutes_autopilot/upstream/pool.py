@@ -4,24 +4,37 @@ Not `twisted.web.client.HTTPConnectionPool`: that one keeps two connections a ho
 made and when a request was sent, and may pool a connection that is paused or being torn down.
 """
 
+import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
-from twisted.python.failure import Failure
 
+from chutes_autopilot.upstream.certificates import ClientTLS
 from chutes_autopilot.upstream.connection import UpstreamConnection
+from chutes_autopilot.upstream.opening import Opening
+from chutes_autopilot.upstream.prewarming import Prewarming
+from chutes_autopilot.upstream.resolver import RememberedHost
 
 ATTEMPT_DELAY = 0.1
 """Seconds between two addresses of a name, and until the last refusal is reported (RFC 8305 section 5 allows 0.1)."""
+
+MAX_IDLE = 256
+"""Idle connections kept to all backends together."""
+
+
+def open_limit(max_inflight: int) -> int:
+    """How many connections a pool may have open for so many requests at once.
+
+    Each request uses one at a time; the rest are idle ones and those on their way to or from use.
+    """
+    return max_inflight + MAX_IDLE
 
 
 @attrs.frozen
@@ -59,43 +72,65 @@ def endpoints_for(reactor: IReactorTime, trust_root: Any) -> Callable[[Backend],
         elif isIPv6Address(backend.hostname):
             plain = TCP6ClientEndpoint(reactor, backend.hostname, backend.port)
         else:
-            plain = HostnameEndpoint(reactor, backend.hostname, backend.port, attemptDelay=ATTEMPT_DELAY)
+            plain = RememberedHost(reactor, backend.hostname, backend.port, ATTEMPT_DELAY)
         if not backend.secure:
             return plain
-        options = optionsForClientTLS(backend.hostname, trustRoot=trust_root, acceptableProtocols=[b"http/1.1"])
-        return wrapClientTLS(options, plain)
+        return wrapClientTLS(ClientTLS(backend.hostname, trust_root, [b"http/1.1"]), plain)
 
     return endpoint
+
+
+class _Origin:
+    """The connections to one backend."""
+
+    __slots__ = ("backend", "idle", "prewarming")
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.idle: list[tuple[UpstreamConnection, float]] = []  # and until when, the soonest first
+        self.prewarming: Prewarming | None = None
 
 
 @attrs.define(eq=False)
 class ConnectionPool:
     """All connections to upstreams; a connection is either in use by one request or idle here.
 
-    :param connect_timeout: seconds from the name look-up to the end of the handshake.
+    Each backend has a stack of its own: the connection used last is used next. Backends come from the settings, so
+    they are few, and are never forgotten.
+
+    Where ``max_open`` connections are open, whoever wants another one waits for room within the connect deadline;
+    idle ones are closed to make it, and none is kept meanwhile.
+
+    :param connect_timeout: seconds from the wish for a connection to the end of the handshake.
     :param idle_timeout: seconds an idle connection is kept; shorter than what servers usually allow, so that
         few requests meet a connection the upstream is just closing.
-    :param max_idle: idle connections kept; the oldest are closed first.
+    :param max_idle: idle connections kept to all backends together; the oldest are closed first.
+    :param max_open: connections to all backends together, those being opened included.
     """
 
     clock: IReactorTime
     endpoint_for: Callable[[Backend], IStreamClientEndpoint]
     connect_timeout: float
     idle_timeout: float = 30.0
-    max_idle: int = 256
-    _idle: list[tuple[UpstreamConnection, Backend, float]] = attrs.field(factory=list, init=False)
-    _open: set[UpstreamConnection] = attrs.field(factory=set, init=False)
+    max_idle: int = MAX_IDLE
+    max_open: int = sys.maxsize
+    idle_count: int = attrs.field(default=0, init=False)
+    _origins: list[_Origin] = attrs.field(factory=list, init=False)
+    _open: dict[UpstreamConnection, _Origin] = attrs.field(factory=dict, init=False)
+    _openings: set[Opening] = attrs.field(factory=set, init=False)
+    _dialling: set[Opening] = attrs.field(factory=set, init=False)  # without a connection so far
+    _waiting: dict[Opening, None] = attrs.field(factory=dict, init=False)  # for room, the longest first
     _sweep: IDelayedCall | None = attrs.field(default=None, init=False)
-    _openings: set["_Opening"] = attrs.field(factory=set, init=False)
     _closed: Deferred[None] | None = attrs.field(default=None, init=False)
 
     def take_idle(self, backend: Backend) -> UpstreamConnection | None:
         """The most recently used idle connection to ``backend``, which is then the caller's."""
-        for index in range(len(self._idle) - 1, -1, -1):
-            connection, its_backend, _ = self._idle[index]
-            if its_backend is backend or its_backend == backend:
-                del self._idle[index]
-                return connection
+        for origin in self._origins:
+            if origin.backend is backend or origin.backend == backend:
+                if not origin.idle:
+                    return None
+                self.idle_count -= 1
+                return origin.idle.pop()[0]
         return None
 
     def connect(
@@ -105,22 +140,38 @@ class ConnectionPool:
 
         The result cancels: neither is called any more and what was begun is closed.
         """
-        opening = _Opening(self, backend, opened, failed)
-        if self._closed is None:
-            opening.start()
-        else:
-            failed()
-        return opening.cancel
+        return self.begin(backend, opened, failed).cancel
 
-    @property
-    def idle_count(self) -> int:
-        """How many connections wait for a request."""
-        return len(self._idle)
+    def begin(
+        self, backend: Backend, opened: Callable[[UpstreamConnection], None], failed: Callable[[], None]
+    ) -> Opening:
+        """The same for whoever wants to know why it failed."""
+        opening = Opening(self, backend, opened, failed)
+        if self._closed is not None:
+            failed()
+            return opening
+        self._start(opening)
+        prewarming = self._origin(backend).prewarming
+        if prewarming is not None:
+            prewarming.top_up()
+        return opening
+
+    def prewarm(self, backend: Backend) -> None:
+        """Open connections to ``backend`` ahead, now and whenever there is demand; see `Prewarming`.
+
+        Only where there is a handshake to be saved: without TLS nothing is opened ahead.
+        """
+        origin = self._origin(backend)
+        if backend.secure and origin.prewarming is None:
+            origin.prewarming = Prewarming(self.clock, partial(self._open_ahead, backend), lambda: len(origin.idle))
+            origin.prewarming.top_up()
 
     def close(self) -> Deferred[None]:
         """Abort every connection, also those in use and those being opened; fires when the last one is gone."""
         closed = self._closed = Deferred()
-        self._idle.clear()
+        for origin in self._origins:
+            origin.idle.clear()
+        self.idle_count = 0
         self._stop_sweeping()
         for opening in list(self._openings):
             opening.fail()
@@ -130,37 +181,87 @@ class ConnectionPool:
             closed.callback(None)
         return closed
 
-    def opening(self, opening: "_Opening") -> None:
-        """A connection is being opened."""
-        self._openings.add(opening)
+    def made(self, connection: UpstreamConnection, opening: Opening) -> None:
+        """A transport is connected; the pool answers for it until `lost`."""
+        self._dialling.discard(opening)
+        self._open[connection] = self._origin(opening.backend)
 
-    def opening_settled(self, opening: "_Opening") -> None:
+    def settled(self, opening: Opening) -> None:
         """It was opened, failed or was called off."""
         self._openings.discard(opening)
-
-    def made(self, connection: UpstreamConnection) -> None:
-        """A transport is connected; the pool answers for it until `lost`."""
-        self._open.add(connection)
+        self._dialling.discard(opening)
+        self._waiting.pop(opening, None)
+        self._dial_waiting()
 
     def released(self, connection: UpstreamConnection, backend: Backend) -> None:
         """A connection ended a response cleanly and can carry another request."""
-        if self._closed is not None:
+        if self._closed is not None or self._waiting:
             connection.abort()
             return
-        self._idle.append((connection, backend, self.clock.seconds() + self.idle_timeout))
-        if len(self._idle) > self.max_idle:
-            self._idle.pop(0)[0].abort()
+        self._open[connection].idle.append((connection, self.clock.seconds() + self.idle_timeout))
+        self.idle_count += 1
+        if self.idle_count > self.max_idle:
+            self._close_oldest()
         if self._sweep is None:
             self._sweep = self.clock.callLater(self.idle_timeout, self._close_expired)
 
     def lost(self, connection: UpstreamConnection) -> None:
         """A connection is gone."""
-        self._open.discard(connection)
-        self._idle = [entry for entry in self._idle if entry[0] is not connection]
-        if not self._idle:
+        origin = self._open.pop(connection)
+        for index, (idle, _) in enumerate(origin.idle):
+            if idle is connection:
+                del origin.idle[index]
+                self.idle_count -= 1
+                if idle.silent and origin.prewarming is not None:
+                    origin.prewarming.pause()
+                break
+        if not self.idle_count:
             self._stop_sweeping()
+        self._dial_waiting()
         if self._closed is not None and not self._open and not self._closed.called:
             self._closed.callback(None)
+
+    def _origin(self, backend: Backend) -> _Origin:
+        for origin in self._origins:
+            if origin.backend is backend or origin.backend == backend:
+                return origin
+        origin = _Origin(backend)
+        self._origins.append(origin)
+        return origin
+
+    def _start(self, opening: Opening) -> None:
+        self._openings.add(opening)
+        self._waiting[opening] = None
+        opening.start()
+        self._dial_waiting()
+        if opening in self._waiting and self.idle_count:
+            self._close_oldest()
+
+    def _dial_waiting(self) -> None:
+        while self._waiting and self._closed is None and self._has_room:
+            opening = next(iter(self._waiting))
+            del self._waiting[opening]
+            self._dialling.add(opening)
+            opening.dial()
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._open) + len(self._dialling) < self.max_open
+
+    def _open_ahead(self, backend: Backend, opened: Callable[[], None], failed: Callable[[], None]) -> None:
+        def keep(connection: UpstreamConnection) -> None:
+            opened()
+            self.released(connection, backend)
+
+        if self._has_room and not self._waiting:
+            self._start(Opening(self, backend, keep, failed))
+        else:
+            failed()
+
+    def _close_oldest(self) -> None:
+        origin = min((origin for origin in self._origins if origin.idle), key=lambda origin: origin.idle[0][1])
+        self.idle_count -= 1
+        origin.idle.pop(0)[0].abort()
 
     def _stop_sweeping(self) -> None:
         if self._sweep is not None:
@@ -170,101 +271,14 @@ class ConnectionPool:
     def _close_expired(self) -> None:
         self._sweep = None
         now = self.clock.seconds()
-        expired = [entry for entry in self._idle if entry[2] <= now]
-        self._idle = [entry for entry in self._idle if entry[2] > now]
-        for connection, _, _ in expired:
-            connection.abort()
-        if self._idle:
-            self._sweep = self.clock.callLater(self._idle[0][2] - now, self._close_expired)
-
-
-class _Opening:
-    """One connection on its way from the name look-up to the end of the handshake, under one deadline."""
-
-    def __init__(
-        self,
-        pool: ConnectionPool,
-        backend: Backend,
-        opened: Callable[[UpstreamConnection], None],
-        failed: Callable[[], None],
-    ) -> None:
-        self._pool = pool
-        self._backend = backend
-        self._opened = opened
-        self._failed = failed
-        self._connected: list[UpstreamConnection] = []  # happy eyeballs may connect to two addresses
-        self._connecting: Deferred[Any] | None = None
-        self._deadline: IDelayedCall | None = None
-        self._settled = False
-
-    def start(self) -> None:
-        self._pool.opening(self)
-        self._deadline = self._pool.clock.callLater(self._pool.connect_timeout, self.fail)
-        factory = Factory.forProtocol(self._build)
-        factory.noisy = False
-        try:
-            connecting = self._pool.endpoint_for(self._backend).connect(factory)
-        except Exception:  # noqa: BLE001 - whatever an endpoint refuses is a connection that was not made
-            self.fail()
-            return
-        self._connecting = connecting.addErrback(self._refused)
-
-    def cancel(self) -> None:
-        """Give up without a word to anybody."""
-        if self._settle():
-            self._drop()
-
-    def _build(self) -> UpstreamConnection:
-        return UpstreamConnection(
-            secure=self._backend.secure,
-            made=self._made,
-            opened=self._usable,
-            idle=lambda idle: self._pool.released(idle, self._backend),
-            lost=self._gone,
-        )
-
-    def _made(self, connection: UpstreamConnection) -> None:
-        self._connected.append(connection)
-        self._pool.made(connection)
-
-    def _settle(self) -> bool:
-        """Whether this is the first of usable, failed and cancelled."""
-        if self._settled:
-            return False
-        self._settled = True
-        self._pool.opening_settled(self)
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-        return True
-
-    def _usable(self, connection: UpstreamConnection) -> None:
-        if not self._settle():
-            connection.abort()
-            return
-        self._connected.remove(connection)
-        for slower in self._connected:
-            slower.abort()
-        self._opened(connection)
-
-    def _gone(self, connection: UpstreamConnection) -> None:
-        self._pool.lost(connection)
-        if connection in self._connected:
-            self._connected.remove(connection)
-            if not self._connected:
-                self.fail()
-
-    def _refused(self, failure: Failure) -> None:
-        failure.trap(Exception, CancelledError)
-        self.fail()
-
-    def fail(self) -> None:
-        """Give up and say so, unless it is settled already."""
-        if self._settle():
-            self._drop()
-            self._failed()
-
-    def _drop(self) -> None:
-        for connection in self._connected:
-            connection.abort()
-        if self._connecting is not None:
-            self._connecting.cancel()
+        for origin in self._origins:
+            expired = [connection for connection, until in origin.idle if until <= now]
+            del origin.idle[: len(expired)]
+            self.idle_count -= len(expired)
+            for connection in expired:
+                connection.abort()
+            if origin.prewarming is not None and not all(connection.silent for connection in expired):
+                origin.prewarming.top_up()
+        if self.idle_count and self._sweep is None:
+            first = min(origin.idle[0][1] for origin in self._origins if origin.idle)
+            self._sweep = self.clock.callLater(first - now, self._close_expired)
