@@ -12,7 +12,7 @@ from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
-from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, RequestRecord
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
@@ -97,6 +97,17 @@ class ChatRelay:
             raise unexpected from None
         exchange.connect(downstream, open_upstream or self.open_upstream, ended)
         return exchange
+
+    def check_room(self) -> None:
+        """Raise ApiError overloaded where no further request may be taken now."""
+        if self.metrics.active >= self.rules.max_inflight:
+            raise _overloaded()
+
+    def abandoned(self, request_id: str, bytes_in: int) -> None:
+        """Count and log a chat request whose client left while it was being read."""
+        record = self._begin(request_id, bytes_in)
+        record.status, record.outcome, record.ended = CLIENT_GONE_STATUS, "client_gone", self.clock.seconds()
+        self.finished(record)
 
     def refused(self, request_id: str, bytes_in: int, error: ApiError) -> None:
         """Count and log a chat request that was refused before it could be read."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from chutes_autopilot.e2ee.allow_list import SealContext
 from chutes_autopilot.e2ee.replay import claim_expiry, claim_name
@@ -150,6 +150,7 @@ class ChutesRoute:
         body = request.take_body()
         try:
             caller = self.authenticate(request)
+            self.relay.check_room()  # before keys and nonces are at work for nothing
             _check_coding(request)
             exchange = self.encryption.read(request)
             sealed, clear = None, body
@@ -157,6 +158,9 @@ class ChutesRoute:
                 sealed, clear = await self.encryption.open(body, exchange)
         except ApiError as error:
             self.relay.refused(request.request_id, len(body), error)
+            raise
+        except CancelledError:
+            self.relay.abandoned(request.request_id, len(body))
             raise
         asked = AskedFor(caller, self._request_hash(request, body), exchange)
         try:

@@ -8,6 +8,7 @@ import attrs
 from chutes_autopilot.e2ee.receipt import build_receipt
 from chutes_autopilot.e2ee.request_headers import SealedExchange
 from chutes_autopilot.e2ee.server_keys import ServerKeys
+from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.relay.answer_filter import AnswerFilter
 from chutes_autopilot.web.signatures import SignedExchange
@@ -63,7 +64,10 @@ class KeptAnswers:
         """
         if answer.chat_id is None:
             return
-        key = asked.exchange.server_key if asked.exchange is not None else self.keys().current("ecdsa")
+        try:
+            key = asked.exchange.server_key if asked.exchange is not None else self.keys().current("ecdsa")
+        except ApiError:  # a plain request needs no keys, and without them nobody can sign for its answer
+            return
         response_sha256 = answer.response_sha256
         instance_id, key_sha256 = _instance(answer)
         evidence = None if instance_id is None or key_sha256 is None else self.evidence_of(instance_id, key_sha256)

@@ -11,6 +11,7 @@ from threading import Timer
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.append(str(ROOT / "tests" / "storage"))  # for redis_process
 TWISTD = ("-c", "from twisted.scripts.twistd import run; run()", "-n")
 UNWRITABLE = "/proc" if sys.platform == "linux" else "/"
 """A directory in which not even root can make a file."""
