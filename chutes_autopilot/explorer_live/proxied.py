@@ -1,0 +1,235 @@
+"""The platform's JSON passed on to many visitors by few calls: cached, fetched once for all who wait, stale if need be.
+
+::
+
+    in memory and young ──────────────────────▶ HIT
+    else, one flight for all who ask meanwhile:
+      on disk and young, not asked afresh ────▶ HIT
+      fetched ────────────────────────────────▶ MISS
+      failed, an old answer is there ─────────▶ STALE
+      failed ─────────────────────────────────▶ ProxyError
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Literal
+
+import attrs
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
+from twisted.python.failure import Failure
+
+from chutes_autopilot.observe import events
+from chutes_autopilot.storage.cache_files import CachedJson, NotJson, count_items
+from chutes_autopilot.storage.disk_cache import DiskCache, InThread
+from chutes_autopilot.upstream.fetch import FetchedAnswer, FetchError
+
+MAX_FETCHES = 4
+"""Answers that are fetched at once: each may be many megabytes."""
+
+MAX_FLIGHTS = 64
+MAX_WAITING = 2000
+"""Most answers that are being fetched or wait for their turn, and most visitors that wait for them."""
+
+KEY_PAUSE = 600.0
+"""Seconds for which a key that was refused is not sent again."""
+
+THREAD_BYTES = 256 * 1024
+"""A larger answer is checked in a thread."""
+
+Fetch = Callable[[str, tuple[tuple[str, str], ...]], Awaitable[FetchedAnswer]]
+"""GET a URL with these headers; raises FetchError."""
+
+
+class ProxyError(Exception):
+    """There is no answer to pass on, not even an old one.
+
+    :param status: 404, 502, 503 or 504.
+    :param error: short, for people.
+    :param message: what to do; holds nothing of the upstream's.
+    :param retry_after: seconds, where asking again makes sense soon.
+    """
+
+    def __init__(self, status: int, error: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.message = message
+        self.retry_after = retry_after
+
+
+@attrs.frozen
+class ProxiedAnswer:
+    """The platform's answer.
+
+    :param outcome: HIT: from the cache; MISS: fetched just now; STALE: too old, because no newer could be had.
+    :param age: whole seconds since it was fetched.
+    :param body: exactly what the platform sent, white space around it left out; private chutes are still in it.
+    :param items: how many records it holds.
+    """
+
+    outcome: Literal["MISS", "HIT", "STALE"]
+    age: int
+    body: bytes = attrs.field(repr=False)
+    items: int
+
+
+@attrs.define(eq=False)
+class _Flight:
+    """One answer on its way.
+
+    :ivar fresh: somebody who waits does not want it from the cache.
+    """
+
+    fresh: bool
+    waiting: list[Deferred[ProxiedAnswer]] = attrs.field(factory=list)
+    work: Deferred[None] | None = None
+
+
+class ProxiedJson(Service):
+    """Answers from the cache, or by one call of the platform for all who ask for the same thing at once.
+
+    :param fetch: one bounded call of the platform.
+    :param duration: seconds for which an answer counts as young.
+    :param now: Unix time, seconds.
+    :param api_key: CHUTES_API_KEY. Where the platform refuses it, that is reported and calls go on without it.
+    """
+
+    def __init__(
+        self,
+        cache: DiskCache,
+        fetch: Fetch,
+        duration: float,
+        now: Callable[[], float],
+        in_thread: InThread,
+        api_key: bytes | None = None,
+    ) -> None:
+        self.cache = cache
+        self.duration = duration
+        self._fetch = fetch
+        self._now = now
+        self._in_thread = in_thread
+        self._key = None if api_key is None else api_key.decode("ascii")
+        self._key_refused_at: float | None = None
+        self._flights: dict[str, _Flight] = {}
+        self._fetches = DeferredSemaphore(MAX_FETCHES)
+        self._waiting = 0
+        self._opening: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Take over what earlier processes left in the cache."""
+        super().startService()
+        self._opening = Deferred.fromCoroutine(self.cache.open())
+        self._opening.addErrback(lambda failure: events.failed_unexpectedly(failure, "opening the cache"))
+
+    def stopService(self) -> Deferred[Any]:
+        """Give up what is under way; who waits for it gets CancelledError."""
+        super().stopService()
+        flights = [flight.work for flight in self._flights.values() if flight.work is not None]
+        for work in flights:
+            work.cancel()
+        return gatherResults([*flights, *([self._opening] if self._opening else [])])
+
+    def is_young(self, document: CachedJson) -> bool:
+        """Whether this is served without asking the platform; what comes from the future is not."""
+        return 0 <= self._now() - document.fetched_at < self.duration
+
+    async def get(
+        self, name: str, url: str, *, with_key: bool = False, fresh: bool = False, may_be_missing: bool = False
+    ) -> ProxiedAnswer:
+        """The answer to a GET of this URL.
+
+        :param name: of its cache file; whoever asks for the same name must ask for the same URL in the same way.
+        :param with_key: send the operator's key, as long as there is one that the platform takes.
+        :param fresh: fetch it even where the cache has a young one.
+        :param may_be_missing: a 404 of the platform says that there is no such thing: no old answer takes its place.
+        :raises ProxyError: there is none.
+        :raises ValueError: this is not the name of a cache file.
+        """
+        cached = self.cache.peek(name)
+        if cached is not None and not fresh and self.is_young(cached):
+            return self._answer("HIT", cached)
+        flight = self._flights.get(name)
+        if self._waiting >= MAX_WAITING or (flight is None and len(self._flights) >= MAX_FLIGHTS):
+            raise ProxyError(503, "too many requests at once", "Ask again in a moment.", retry_after=1)
+        waiting: Deferred[ProxiedAnswer] = Deferred()
+        if flight is None:
+            flight = self._flights[name] = _Flight(fresh, [waiting])
+            work = Deferred.fromCoroutine(self._fly(flight, name, url, with_key, may_be_missing))
+            flight.work = work.addBoth(partial(self._landed, flight, name))
+        else:
+            flight.fresh = flight.fresh or fresh
+            flight.waiting.append(waiting)
+        self._waiting += 1
+        try:
+            return await waiting
+        finally:
+            self._waiting -= 1
+
+    def _landed(self, flight: _Flight, name: str, result: ProxiedAnswer | Failure) -> None:
+        del self._flights[name]
+        if isinstance(result, Failure) and not result.check(ProxyError, CancelledError):
+            events.failed_unexpectedly(result, "proxying the platform")
+            result = Failure(ProxyError(502, "the answer could not be read", "Look into the log of this service."))
+        for waiting in flight.waiting:
+            if not waiting.called:  # else nobody waits for it any more
+                waiting.callback(result)
+
+    async def _fly(self, flight: _Flight, name: str, url: str, with_key: bool, may_be_missing: bool) -> ProxiedAnswer:
+        async with self._fetches:
+            old = await self.cache.get(name)
+            if old is not None and not flight.fresh and self.is_young(old):
+                return self._answer("HIT", old)
+            try:
+                document = await self._fetched(url, with_key, may_be_missing)
+            except ProxyError as error:
+                if old is None or error.status == 404:
+                    raise
+                return self._answer("STALE", old)
+            await self.cache.put(name, document)
+            return self._answer("MISS", document)
+
+    async def _fetched(self, url: str, with_key: bool, may_be_missing: bool) -> CachedJson:
+        try:
+            answer = await self._asked(url, with_key)
+        except FetchError as error:
+            if error.reason == "timeout":
+                raise ProxyError(504, "the platform did not answer in time", "Ask again in a moment.") from None
+            raise ProxyError(502, "the platform cannot be reached", "Ask again in a moment.") from None
+        match answer.status:
+            case 200:
+                return await self._checked(answer.body)
+            case 401 | 403 if with_key:
+                takes = "" if self._key is None else " to a key that the platform takes"
+                raise ProxyError(503, "the platform refuses to answer", f"The operator must set CHUTES_API_KEY{takes}.")
+            case 404 if may_be_missing:
+                raise ProxyError(404, "not found", "The platform has no chute of this id.")
+            case 429:
+                raise ProxyError(502, "the platform is asked too often", "Ask again in a minute.", retry_after=60)
+        raise ProxyError(502, f"the platform answered with status {answer.status}", "Ask again in a moment.")
+
+    async def _asked(self, url: str, with_key: bool) -> FetchedAnswer:
+        if with_key and self._key is not None and not self._key_rests():
+            answer = await self._fetch(url, (("Authorization", f"Bearer {self._key}"),))
+            if answer.status != 401:
+                self._key_refused_at = None
+                return answer
+            if self._key_refused_at is None:
+                events.chutes_key_refused()
+            self._key_refused_at = self._now()
+        return await self._fetch(url, ())
+
+    def _key_rests(self) -> bool:
+        # a bad key would make the platform refuse what it shows to everybody
+        return self._key_refused_at is not None and 0 <= self._now() - self._key_refused_at < KEY_PAUSE
+
+    async def _checked(self, body: bytes) -> CachedJson:
+        body = body.strip(b" \t\r\n")
+        try:
+            items = count_items(body) if len(body) < THREAD_BYTES else await self._in_thread(count_items, body)
+        except NotJson:
+            raise ProxyError(502, "the platform's answer is no JSON", "Ask again in a moment.") from None
+        return CachedJson(self._now(), body, items)
+
+    def _answer(self, outcome: Literal["MISS", "HIT", "STALE"], document: CachedJson) -> ProxiedAnswer:
+        return ProxiedAnswer(outcome, max(0, int(self._now() - document.fetched_at)), document.data, document.items)
