@@ -195,17 +195,16 @@ class Exchange:
         self._happened(failure)
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
-        attempt = self._attempt
-        if attempt is not None and is_plain_event_stream(head.status, head.index):
-            # its end has to be judged, which the pipe does
-            self.head(head)
-            attempt.observer.body(data)
-            if self._record.outcome is None:
-                attempt.observer.end()
-            return
         self._head = head
         self._record.attempts[-1].status = head.status
-        self._happened(Answer(head.status), data)
+        if not is_plain_event_stream(head.status, head.index):
+            self._happened(Answer(head.status), data)
+            return
+        self._happened(Answer(head.status))
+        if self._pipe is not None:  # the end of a stream has to be judged, which the pipe does
+            self._pipe.body(data)
+            if self._record.outcome is None:
+                self._pipe.end()
 
     # the state machine's commands
 
@@ -325,6 +324,11 @@ class Exchange:
         if self._pipe is not None:
             self._pipe.stop()
             record.bytes_out = self._pipe.bytes_relayed
+        # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
+        # the bytes of the request.
+        if self._attempt is not None:
+            self._attempt.observer = None
+        self._attempt = self._pipe = None
         self._relay.finished(record)
         self._ended(record, error)
 

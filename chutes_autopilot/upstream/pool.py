@@ -244,7 +244,10 @@ class _Opening:
         self._connected.remove(connection)
         for slower in self._connected:
             slower.abort()
-        self._opened(connection)
+        opened = self._opened
+        # this object lives as long as its connection: it must not keep the first request alive with it
+        del self._opened, self._failed
+        opened(connection)
 
     def _gone(self, connection: UpstreamConnection) -> None:
         self._pool.lost(connection)
