@@ -5,7 +5,7 @@ made and when a request was sent, and may pool a connection that is paused or be
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -91,10 +91,13 @@ class ConnectionPool:
 
     def take_idle(self, backend: Backend) -> UpstreamConnection | None:
         """The most recently used idle connection to ``backend``, which is then the caller's."""
-        for index in range(len(self._idle) - 1, -1, -1):
-            connection, its_backend, _ = self._idle[index]
-            if its_backend is backend or its_backend == backend:
-                del self._idle[index]
+        idle = self._idle
+        if idle and idle[-1][1] is backend:
+            return idle.pop()[0]
+        for index in range(len(idle) - 1, -1, -1):
+            connection, its_backend, _ = idle[index]
+            if its_backend == backend:
+                del idle[index]
                 return connection
         return None
 
@@ -142,7 +145,7 @@ class ConnectionPool:
         """A transport is connected; the pool answers for it until `lost`."""
         self._open.add(connection)
 
-    def released(self, connection: UpstreamConnection, backend: Backend) -> None:
+    def released(self, backend: Backend, connection: UpstreamConnection) -> None:
         """A connection ended a response cleanly and can carry another request."""
         if self._closed is not None:
             connection.abort()
@@ -219,7 +222,7 @@ class _Opening:
             secure=self._backend.secure,
             made=self._made,
             opened=self._usable,
-            idle=lambda idle: self._pool.released(idle, self._backend),
+            idle=partial(self._pool.released, self._backend),
             lost=self._gone,
         )
 
