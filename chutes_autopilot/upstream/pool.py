@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 import attrs
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
 from chutes_autopilot.upstream.connection import UpstreamConnection
+from chutes_autopilot.upstream.tls import TLSEndpoint
 
 ATTEMPT_DELAY = 0.1
 """Seconds between two addresses of a name, and until the last refusal is reported (RFC 8305 section 5 allows 0.1)."""
@@ -63,7 +64,7 @@ def endpoints_for(reactor: IReactorTime, trust_root: Any) -> Callable[[Backend],
         if not backend.secure:
             return plain
         options = optionsForClientTLS(backend.hostname, trustRoot=trust_root, acceptableProtocols=[b"http/1.1"])
-        return wrapClientTLS(options, plain)
+        return TLSEndpoint(options, plain)
 
     return endpoint
 
