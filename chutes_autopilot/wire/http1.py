@@ -38,6 +38,9 @@ _GATEWAY_FIELD = re.compile(
 either case, as the search is then for that byte."""
 
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
+_SMALL_SIZES = {b"%x" % size: size for size in range(1, 2049)}
+"""How the sizes of nearly all chunks are spelled: to look one up takes a third of the time of writing it."""
+
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
@@ -153,6 +156,7 @@ class ResponseParser:
     _trailer_bytes = 0
     _reusable = True
     _until_close = False
+    _split = False  # whether whole chunks have been looked for in this read
     _done = False
 
     def __init__(self) -> None:
@@ -166,10 +170,14 @@ class ResponseParser:
         Bytes after the end of the response are a fault of the upstream: its `End` is then not reusable.
         """
         if self._between_chunks:
-            body = _whole_chunks(data)
-            if body is not None:
+            parts = data.split(b"\r\n", 2)
+            if len(parts) == 3 and not parts[2] and _SMALL_SIZES.get(parts[0]) == len(parts[1]):
+                return [Body(parts[1], data)]  # one chunk: an event of a stream
+            body, end = _whole_chunks(data)
+            if body is not None and end == len(data):
                 return [body]
             self._between_chunks = False
+        self._split = False
         events: list[Event] = []
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
@@ -310,6 +318,13 @@ class ResponseParser:
 
     def _take_whole_chunks(self, events: list[Event]) -> None:
         """Take every chunk that is here from its size to its end: most reads hold nothing else."""
+        if not self._split:
+            self._split = True  # once a read: it looks at all that is left
+            body, end = _whole_chunks(self._buffer[self._at :])
+            if body is not None:
+                self._at += end
+                events.append(body)
+                return
         buffer, at, pieces = self._buffer, self._at, []
         while (size := _PLAIN_SIZE.match(buffer, at)) is not None:
             start = size.end()
@@ -387,14 +402,24 @@ def _plain_head(data: bytes) -> tuple[ResponseHead, int | None, int] | None:
     return (head, int(length), found.end()) if length.isdigit() and len(length) <= 18 else None
 
 
-def _whole_chunks(data: bytes) -> Body | None:
-    """The body bytes of a read that is nothing but whole chunks, written as nearly everybody writes them."""
+def _whole_chunks(data: bytes) -> tuple[Body | None, int]:
+    """The whole chunks that ``data`` begins with, written as nearly everybody writes them, and where they end.
+
+    None where there are none, or where they are not that plain: whoever reads them one by one finds out why.
+    """
     parts = data.split(b"\r\n")
-    pieces = parts[1::2]
-    # the last part is what follows the last line end; a piece that holds a line end of its own fails the comparison
-    if parts.pop() or parts[::2] != [b"%x" % len(piece) for piece in pieces] or not all(pieces):
-        return None
-    return Body(pieces[0] if len(pieces) == 1 else b"".join(pieces), data)
+    whole = (len(parts) - 1) // 2
+    sizes, pieces = parts[: 2 * whole : 2], parts[1 : 2 * whole : 2]
+    if pieces and not pieces[-1]:  # the last chunk: its trailer is read elsewhere
+        del sizes[-1], pieces[-1]
+    # a piece that holds a line end of its own, and an empty one further in front, fail the comparison
+    lengths = list(map(len, pieces))
+    if not pieces or (list(map(_SMALL_SIZES.get, sizes)) != lengths and sizes != [b"%x" % n for n in lengths]):
+        return None, 0
+    end = sum(lengths) + sum(map(len, sizes)) + 4 * len(pieces)
+    if not all(lengths):
+        return None, 0
+    return Body(pieces[0] if len(pieces) == 1 else b"".join(pieces), data if end == len(data) else data[:end]), end
 
 
 def _joined(events: list[Event]) -> list[Event]:
