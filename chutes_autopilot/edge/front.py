@@ -5,6 +5,7 @@ the request that is nearly all of the traffic this channel does it in one pass; 
 (wire.ordinary) goes, with every byte read so far, to twisted.web and Klein, which stay the reference of behaviour.
 """
 
+from collections.abc import Iterator
 from os import urandom
 from typing import Any
 
@@ -150,7 +151,7 @@ class FrontChannel(GatewayChannel):
             self.keep_ahead(ahead)
         client = self._client if head is self._named else self._client_of(head)
         sent_id = head.index.get(REQUEST_ID)
-        request_id = (sent_id and acceptable_request_id(sent_id)) or urandom(16).hex()
+        request_id = (acceptable_request_id(sent_id) if sent_id else None) or next(self.site.random_ids)
         fields = b"%bAccept-Encoding: identity\r\nX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
         call = ChatCall(b"POST", head.target, fields, body, request_id, client)
         downstream = self._downstream = FrontDownstream(self, self._write, request_id)
@@ -212,3 +213,12 @@ class FrontSite(GatewaySite):
     def __init__(self, relay: ChatRelay, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.relay = relay
+        self.random_ids = _random_ids()
+
+
+def _random_ids() -> Iterator[str]:
+    """Request ids, made many at a time: for each one the kernel would be asked anew."""
+    while True:
+        block = urandom(4096).hex()
+        for at in range(0, len(block), 32):
+            yield block[at : at + 32]
