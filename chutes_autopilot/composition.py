@@ -201,7 +201,8 @@ def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnect
         return catalog.ids if catalog is not None else frozenset()
 
     def label(model: str) -> str:
-        names = known()
+        catalog = snapshots.current.catalog
+        names: frozenset[str] = catalog.ids if catalog is not None else frozenset()
         if model in names:
             return model
         base = base_of(model, names)

@@ -147,14 +147,17 @@ class Options(usage.Options):
     def observer(self) -> ILogObserver:
         """The process's log in our format, going where twistd's own options send it."""
         twistd: Mapping[str, Any] = self.parent or {}
-        log = partial(log_observer, fmt=self.settings.log_format, level=self.log_threshold)
         if twistd.get("syslog"):
             from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
 
             syslog: Any = SyslogObserver(twistd["prefix"])
             return filtered(LegacyLogObserverWrapper(syslog.emit), self.log_threshold)
         logfile = twistd.get("logfile") or ("-" if twistd.get("nodaemon", True) else "twistd.log")
-        return log(sys.stdout) if logfile == "-" else log(LogFile.fromFullPath(logfile))
+        stream = sys.stdout if logfile == "-" else LogFile.fromFullPath(logfile)
+        later = partial(reactor.callLater, 0)
+        log = log_observer(stream, self.settings.log_format, self.log_threshold, later)
+        reactor.addSystemEventTrigger("after", "shutdown", log.flush)
+        return log
 
     def _variables(self) -> dict[str, str]:
         path = self["env-file"]

@@ -103,21 +103,14 @@ class FrontDownstream:
     def _begun(self, head: ResponseHead, own: bytes) -> bytes:
         """The head of the answer, which has begun with it."""
         self.written = 1
-        status, index = head.status, head.index
-        fields = _passing(head)
+        status, index, fields = head.status, head.index, head.block
+        if not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower():
+            fields = header_lines(downstream_response_headers(head.headers))
         if b"date" not in index:
             own += b"Date: %b\r\n" % datetimeToString()
-        if self._channel.on_last_answer:
+        if self._channel.site.connections.draining:
             own += b"Connection: close\r\n"
         if b"content-length" not in index and status not in NO_BODY_CODES:
             self._chunked = True
             own += b"Transfer-Encoding: chunked\r\n"
         return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, head.reason, fields, own)
-
-
-def _passing(head: ResponseHead) -> bytes:
-    """The lines of the upstream's head that reach the client: all of them as they came, where none ends here."""
-    block = head.block
-    if DROPPED_FROM_RESPONSES.isdisjoint(head.index) and OWN_PREFIX not in block.lower():
-        return block
-    return header_lines(downstream_response_headers(head.headers))

@@ -5,6 +5,7 @@ the request that is nearly all of the traffic this channel does it in one pass; 
 (wire.ordinary) goes, with every byte read so far, to twisted.web and Klein, which stay the reference of behaviour.
 """
 
+from collections.abc import Iterator
 from os import urandom
 from typing import Any
 
@@ -46,7 +47,7 @@ class FrontChannel(GatewayChannel):
     """Of the last request; the next one mostly differs in its length alone."""
     _exchange: Exchange | None = None
     _downstream: FrontDownstream | None = None
-    _client: Client | None = None
+    _client: Client
     _named: OrdinaryHead | None = None
     _write: Write = staticmethod(queue)
 
@@ -59,7 +60,17 @@ class FrontChannel(GatewayChannel):
             self.keep_ahead(data)
         elif self._head is not None and not self._lingering:
             self._body_received(data)
-        elif not (self._at_boundary() and data.startswith(REQUEST_LINE_START) and self._head_received(data)):
+        elif (
+            # twisted.web holds nothing of a request, and another one may come
+            not self.requests
+            and not self._buffer
+            and not self._lingering
+            and self.line_mode
+            and not self.site.connections.draining
+            and self._head_received(data)
+        ):
+            return
+        else:
             super().dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -96,29 +107,21 @@ class FrontChannel(GatewayChannel):
     def _may_continue(self, written: int) -> bool:
         return written == 0 if self._downstream is not None else super()._may_continue(written)
 
-    def _at_boundary(self) -> bool:
-        """Whether twisted.web holds nothing of a request, and another one may come."""
-        return (
-            not self.requests
-            and not self._buffer
-            and not self._lingering
-            and bool(self.line_mode)
-            and not self.on_last_answer
-        )
-
     def _head_received(self, data: bytes) -> bool:
         """Take an ordinary head; False where it is none."""
         head = self._last_head
         framing = None if head is None else head.framing(data)
         if framing is None:
-            head = read_ordinary_head(data)
+            head = read_ordinary_head(data) if data.startswith(REQUEST_LINE_START) else None
             framing = None if head is None else head.framing(data)
-        if head is None or framing is None or framing[0] > self.site.max_request_bytes:
+        if head is None or framing is None or framing[0] > self.site.limits.max_request_bytes:
             return False
         self._last_head = head
         length, start = framing
         end = start + length
-        if len(data) >= end:
+        if len(data) == end:
+            self._answer(head, data[start:], b"")
+        elif len(data) > end:
             self._answer(head, data[start:end], data[end:])
         else:
             self._head = head
@@ -146,10 +149,11 @@ class FrontChannel(GatewayChannel):
         self.pause_time()
         if ahead:
             self.keep_ahead(ahead)
+        client = self._client if head is self._named else self._client_of(head)
         sent_id = head.index.get(REQUEST_ID)
-        request_id = (sent_id and acceptable_request_id(sent_id)) or urandom(16).hex()
+        request_id = (acceptable_request_id(sent_id) if sent_id else None) or next(self.site.random_ids)
         fields = b"%bAccept-Encoding: identity\r\nX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
-        call = ChatCall(b"POST", head.target, fields, body, request_id, self._client_of(head))
+        call = ChatCall(b"POST", head.target, fields, body, request_id, client)
         downstream = self._downstream = FrontDownstream(self, self._write, request_id)
         try:
             exchange = self.site.relay.open(call, downstream, self._answer_over)
@@ -169,24 +173,23 @@ class FrontChannel(GatewayChannel):
 
     def _client_of(self, head: OrdinaryHead) -> Client:
         """The sender as this head names it; the same object as long as a connection's requests have the same head."""
-        if self._client is None or head is not self._named:
-            index = head.index
-            forwarded_for = index.get(b"x-forwarded-for")
-            self._client = Client(
-                peer_of(self.transport.getPeer()),
-                index.get(b"authorization"),
-                () if forwarded_for is None else (forwarded_for,),
-                index.get(b"x-session-id"),
-                index.get(b"x-session-affinity"),
-            )
-            self._named = head
+        index = head.index
+        forwarded_for = index.get(b"x-forwarded-for")
+        self._client = Client(
+            peer_of(self.transport.getPeer()),
+            index.get(b"authorization"),
+            () if forwarded_for is None else (forwarded_for,),
+            index.get(b"x-session-id"),
+            index.get(b"x-session-affinity"),
+        )
+        self._named = head
         return self._client
 
     def _answered(self) -> None:
         """The answer is complete: the next request may come, or is already here."""
         self._downstream = None
         self._handlingRequest = False
-        if self.on_last_answer or not self.persistent:
+        if self.site.connections.draining or not self.persistent:
             self.loseConnection()
             return
         self.resume_time()
@@ -210,3 +213,12 @@ class FrontSite(GatewaySite):
     def __init__(self, relay: ChatRelay, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.relay = relay
+        self.random_ids = _random_ids()
+
+
+def _random_ids() -> Iterator[str]:
+    """Request ids, made many at a time: for each one the kernel would be asked anew."""
+    while True:
+        block = urandom(4096).hex()
+        for at in range(0, len(block), 32):
+            yield block[at : at + 32]

@@ -37,14 +37,22 @@ Threshold = Literal["debug", "info", "warn", "error"] | LogLevelFilterPredicate
 """The least severe level; as a predicate where it may change while the process runs."""
 
 
-def log_observer(stream: TextStream, fmt: Literal["text", "json"], level: Threshold) -> ILogObserver:
+def log_observer(
+    stream: TextStream,
+    fmt: Literal["text", "json"],
+    level: Threshold,
+    later: Callable[[Callable[[], None]], object] | None = None,
+) -> "ProcessLog":
     """The whole log of the process: events of at least ``level``, as lines on ``stream``.
 
     A line that cannot be written (a broken pipe, a full disk) is lost; the service goes on.
+
+    :param later: calls a function in the reactor's next turn: the lines of requests are then kept until it does, and
+        written together, as one write for each costs as much as sending an answer. None: every line is written at once.
     """
     if isinstance(level, str):
         level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
-    return _Log(_Lines(stream), fmt, level)
+    return ProcessLog(_Lines(stream), fmt, level, later)
 
 
 def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
@@ -89,11 +97,19 @@ class _WithoutErrorTexts:
 
 
 @implementer(ILogObserver)
-class _Log:
-    """Writes events as lines; the one of a request, which is the only one on the hot path, without detours."""
+class ProcessLog:
+    """Writes events as lines, in their order; the one of a request, the only one on the hot path, without detours."""
 
-    def __init__(self, lines: "_Lines", fmt: Literal["text", "json"], threshold: LogLevelFilterPredicate) -> None:
+    def __init__(
+        self,
+        lines: "_Lines",
+        fmt: Literal["text", "json"],
+        threshold: LogLevelFilterPredicate,
+        later: Callable[[Callable[[], None]], object] | None,
+    ) -> None:
         self._lines = lines
+        self._later = later
+        self._waiting: list[tuple[float, RequestRecord]] = []
         self._json = fmt == "json"
         self._threshold = threshold
         self._others = filtered(_LineObserver(lines, _json_line if self._json else _text_line), threshold)
@@ -103,14 +119,26 @@ class _Log:
     def __call__(self, event: LogEvent) -> None:
         record = event.get("record")
         if not isinstance(record, RequestRecord):
+            self.flush()
             self._others(event)
         elif self._threshold.logLevelForNamespace("chutes_autopilot") <= LogLevel.info:
-            time = self._time(event["log_time"])
-            if self._json:
-                plain = {"time": time, "level": "info", "logger": "chutes_autopilot", "message": str(record)}
-                self._lines.write(json.dumps(plain | {"event": "request"} | record.fields()))
-            else:
-                self._lines.write(f"{time} info  [chutes_autopilot] {_escaped(str(record))}")
+            self._waiting.append((event["log_time"], record))
+            if self._later is None:
+                self.flush()
+            elif len(self._waiting) == 1:
+                self._later(self.flush)
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._lines.write("\n".join([self._line(self._time(time), record) for time, record in waiting]))
+
+    def _line(self, time: str, record: RequestRecord) -> str:
+        if not self._json:
+            return f"{time} info  [chutes_autopilot] {_escaped(str(record))}"
+        plain = {"time": time, "level": "info", "logger": "chutes_autopilot", "message": str(record)}
+        return json.dumps(plain | {"event": "request"} | record.fields())
 
     def _time(self, now: float) -> str:
         second = int(now)

@@ -39,7 +39,8 @@ class _Histogram:
 
     def observe(self, value: float) -> None:
         """Count one value; a clock set back counts as 0."""
-        value = max(0.0, value)
+        if value < 0:
+            value = 0.0
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
@@ -93,7 +94,8 @@ class Metrics(Collector):
             if attempt.failure is not None:
                 self._failures[attempt.failure] += 1
         if record.selected is not None:
-            self._selections[self._model_label(record.selected), record.status_relayed] += 1
+            # with the upstream's status, which the client may have left before it saw the whole answer of
+            self._selections[self._model_label(record.selected), record.attempts[-1].status or 0] += 1
         if record.outcome == "cut":
             self._cut += 1
         received = record.received

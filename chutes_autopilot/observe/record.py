@@ -12,10 +12,9 @@ CLIENT_GONE_STATUS = 499
 
 @attrs.define(eq=False)
 class AttemptRecord:
-    """One attempt: the model sent, when it began, the status it got, and why it failed (policy.failover's names)."""
+    """One attempt: the model sent, the status it got, and why it failed (policy.failover's names) and when."""
 
     model: str
-    started: float
     status: int | None = None
     failure: str | None = None
     failed: float | None = None
@@ -44,11 +43,6 @@ class RequestRecord:
     ended: float | None = None
     bytes_out: int = 0
 
-    @property
-    def status_relayed(self) -> int:
-        """The upstream's status, which the client may have left before it saw the whole answer of."""
-        return self.attempts[-1].status or 0
-
     def fields(self) -> dict[str, Any]:
         """What the log says of the request, by name; durations in milliseconds."""
         return {
@@ -70,15 +64,14 @@ class RequestRecord:
 
     def __str__(self) -> str:
         """The same in one line."""
-        received = self.received
-        first_byte = "-" if self.first_byte is None else f"{max(0.0, self.first_byte - received) * 1000:.3f}"
-        total = "-" if self.ended is None else f"{max(0.0, self.ended - received) * 1000:.3f}"
-        overhead = "-" if self.first_attempt is None else f"{max(0.0, self.first_attempt - received) * 1000:.3f}"
+        received, first_byte, ended, begun = self.received, self.first_byte, self.ended, self.first_attempt
         return (
             f"request id={self.request_id} status={self.status} outcome={self.outcome} mode={self.mode} "
             f"stream={'yes' if self.stream else 'no'} error={self.error or '-'} selected={self.selected or '-'} "
             f"candidates={','.join(self.candidates) or '-'} attempts={','.join(self._attempts()) or '-'} "
-            f"first_byte_ms={first_byte} total_ms={total} overhead_ms={overhead} "
+            f"first_byte_ms={'-' if first_byte is None else f'{max(0.0, first_byte - received) * 1000:.3f}'} "
+            f"total_ms={'-' if ended is None else f'{max(0.0, ended - received) * 1000:.3f}'} "
+            f"overhead_ms={'-' if begun is None else f'{max(0.0, begun - received) * 1000:.3f}'} "
             f"bytes_in={self.bytes_in} bytes_out={self.bytes_out}"
         )
 

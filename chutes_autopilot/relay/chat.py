@@ -86,7 +86,7 @@ class ChatRelay:
                 raise _overloaded()
             body = read_chat_body(call.body)
             record.stream = body.stream
-            exchange = self._exchange(call, body, record)
+            return self._exchange(call, body, record, downstream, open_upstream or self.open_upstream, ended)
         except ApiError as error:
             self._refused(record, error)
             raise
@@ -95,8 +95,6 @@ class ChatRelay:
             unexpected = internal_error()
             self._refused(record, unexpected)
             raise unexpected from None
-        exchange.connect(downstream, open_upstream or self.open_upstream, ended)
-        return exchange
 
     def check_room(self) -> None:
         """Raise ApiError overloaded where no further request may be taken now."""
@@ -120,7 +118,7 @@ class ChatRelay:
         """
         if exchange.key is not None:
             plan = exchange.route.plan
-            by_base = {plan.base(failed): when for failed, when in failures.items()}
+            by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
             self.sticky.put(exchange.key, after_success(exchange.previous, plan, model, by_base))
 
     def finished(self, record: RequestRecord) -> None:
@@ -141,7 +139,15 @@ class ChatRelay:
         record.ended = self.clock.seconds()
         self.finished(record)
 
-    def _exchange(self, call: ChatCall, body: ChatBody, record: RequestRecord) -> Exchange:
+    def _exchange(
+        self,
+        call: ChatCall,
+        body: ChatBody,
+        record: RequestRecord,
+        downstream: IDownstream,
+        open_upstream: OpenUpstream,
+        ended: Callable[[RequestRecord, ApiError | None], None],
+    ) -> Exchange:
         """What to try for whom; one snapshot serves the whole request."""
         snapshot, rules = self.snapshots.current, self.rules
         if self._routes_of[0] is not snapshot or self._routes_of[1] is not rules:
@@ -149,15 +155,16 @@ class ChatRelay:
             self._routes_of = (snapshot, rules)
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
         previous: StickyChoice | None = self.sticky.get(key)
-        sticky = sticky_model(previous, self.clock.seconds(), rules.failback)
-        model = check_model_value(body.model)
-        route = self._routes.get((model, sticky, body.stream))
+        sticky = None if previous is None else sticky_model(previous, record.received, rules.failback)
+        # what has a route has been checked; whatever is no string cannot have one
+        route = self._routes.get((body.model, sticky, body.stream)) if type(body.model) is str else None
         if route is None:
-            route = self._new_route(model, sticky, body.stream, snapshot, record)
+            route = self._new_route(check_model_value(body.model), sticky, body.stream, snapshot, record)
         plan = route.plan
         record.mode = plan.mode
         record.candidates = plan.candidates
-        return Exchange(self, call, body, route, None if plan.mode == "direct" else key, previous, record)
+        kept_as = None if plan.mode == "direct" else key
+        return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
 
     def _new_route(
         self, model: str, sticky: str | None, stream: bool, snapshot: Snapshot, record: RequestRecord

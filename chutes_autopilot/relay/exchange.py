@@ -89,12 +89,18 @@ class Surroundings(Protocol):
         """The request is over, its record complete."""
 
 
+_OWN = ATTEMPTS + b": %d\r\n" + REQUEST_ID + b": %b\r\n"
+_SELECTED = SELECTED + b": %b\r\n%b"
+
+
 @implementer(IAttemptObserver)
 class Exchange:
     """Feeds what happens to `policy.failover` and carries out its commands, for one request.
 
     :param key: under which the client's choice is remembered; None: it is not.
     :param previous: what was remembered.
+    :param ended: called once, when nothing more will be written and the request is counted: with the error of
+        our own to answer with, or None when the answer was relayed, cut or abandoned.
     """
 
     __slots__ = (
@@ -115,9 +121,6 @@ class Exchange:
         "previous",
         "route",
     )
-    _downstream: IDownstream
-    _open_upstream: OpenUpstream
-    _ended: Callable[[RequestRecord, ApiError | None], None]
 
     def __init__(
         self,
@@ -128,6 +131,9 @@ class Exchange:
         key: bytes | None,
         previous: StickyChoice | None,
         record: RequestRecord,
+        downstream: IDownstream,
+        open_upstream: OpenUpstream,
+        ended: Callable[[RequestRecord, ApiError | None], None],
     ) -> None:
         self._relay = relay
         self._call = call
@@ -142,18 +148,6 @@ class Exchange:
         self._pipe: Pipe | None = None
         self._deadline: Deadline | None = None
         self._committed = False
-
-    def connect(
-        self,
-        downstream: IDownstream,
-        open_upstream: OpenUpstream,
-        ended: Callable[[RequestRecord, ApiError | None], None],
-    ) -> None:
-        """Learn of both ends.
-
-        :param ended: called once, when nothing more will be written and the request is counted: with the error of
-            our own to answer with, or None when the answer was relayed, cut or abandoned.
-        """
         self._downstream = downstream
         self._open_upstream = open_upstream
         self._ended = ended
@@ -166,8 +160,8 @@ class Exchange:
     def start(self) -> None:
         """Begin the first attempt."""
         relay = self._relay
-        self._deadline = relay.deadlines.start(relay.rules.limits.request_deadline, self._out_of_time)
-        self._record.first_attempt = relay.clock.seconds()
+        self._record.first_attempt = now = relay.clock.seconds()
+        self._deadline = relay.deadlines.start(relay.rules.limits.request_deadline, self._out_of_time, now)
         try:
             self._try(self.route.first)
         except Exception:  # noqa: BLE001 - reported
@@ -200,17 +194,16 @@ class Exchange:
         self._happened(failure)
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
-        attempt = self._attempt
-        if attempt is not None and is_plain_event_stream(head.status, head.index):
-            # its end has to be judged, which the pipe does
-            self.head(head)
-            attempt.observer.body(data)
-            if self._record.outcome is None:
-                attempt.observer.end()
-            return
         self._head = head
         self._record.attempts[-1].status = head.status
-        self._happened(Answer(head.status), data)
+        if not is_plain_event_stream(head.status, head.index):
+            self._happened(Answer(head.status), data)
+            return
+        self._happened(Answer(head.status))
+        if self._pipe is not None:  # the end of a stream has to be judged, which the pipe does
+            self._pipe.body(data)
+            if self._record.outcome is None:
+                self._pipe.end()
 
     # the state machine's commands
 
@@ -246,7 +239,7 @@ class Exchange:
     def _try(self, command: Try) -> None:
         model = command.model
         self._head = None
-        self._record.attempts.append(AttemptRecord(model, self._relay.clock.seconds()))
+        self._record.attempts.append(AttemptRecord(model))
         call, body = self._call, self._body
         data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
         request = UpstreamRequest(call.method, call.target, call.fields, data)
@@ -263,11 +256,13 @@ class Exchange:
         if record.first_byte is None:
             record.first_byte = self._relay.clock.seconds()
         if 200 <= head.status < 300:
-            failures = {a.model: a.failed for a in record.attempts if a.failed is not None}
+            failures: dict[str, float] = {}
+            if len(record.attempts) > 1:
+                failures = {a.model: a.failed for a in record.attempts if a.failed is not None}
             self._relay.succeeded(self, model, failures)
         self._committed = True
-        own = b"%b: %d\r\n%b: %b\r\n" % (ATTEMPTS, len(record.attempts), REQUEST_ID, record.request_id.encode())
-        return own if self.route.plan.mode == "direct" else b"%b: %b\r\n%b" % (SELECTED, model.encode(), own)
+        own = _OWN % (len(record.attempts), record.request_id.encode())
+        return own if self.route.plan.mode == "direct" else _SELECTED % (model.encode(), own)
 
     def _relay_body(self) -> None:
         """Write the held head; from here on the pipe is the attempt's observer."""
@@ -330,6 +325,11 @@ class Exchange:
         if self._pipe is not None:
             self._pipe.stop()
             record.bytes_out = self._pipe.bytes_relayed
+        # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
+        # the bytes of the request.
+        if self._attempt is not None:
+            self._attempt.observer = None
+        self._attempt = self._pipe = None
         self._relay.finished(record)
         self._ended(record, error)
 

@@ -18,6 +18,10 @@ class Patience:
     write_stall: float
 
 
+def _nobody_asks() -> None:
+    pass
+
+
 class Watch:
     """Two deadlines that cost nothing while bytes flow: nothing is set anew for a piece of a body.
 
@@ -78,9 +82,11 @@ class Watch:
             self._next_look = self._deadlines.start(self._step, self._look)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Look no more, and forget who would have been told."""
         if self._next_look is not None:
             self._next_look.cancel()
+            self._next_look = None
+        self._idle = self._stalled = _nobody_asks
 
     def _look(self) -> None:
         now = self._now()

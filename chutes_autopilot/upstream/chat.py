@@ -111,12 +111,13 @@ class ChatAttempt:
     def _send(self, connection: UpstreamConnection) -> None:
         self._cancel_connecting = None
         self._connection = connection
-        self._sent_at = self._deadlines.now()
         request, backend = self._request, self._backend
-        length = sum(map(len, request.body))
+        body = request.body
+        length = len(body[0]) if len(body) == 1 else sum(map(len, body))
         target = backend.prefix + request.target
         head = request_head(request.method, target, backend.host_header, request.fields, length)
-        connection.send(b"".join((head, *request.body)), self)
+        self._sent_at = self._deadlines.now()
+        connection.send(b"".join((head, *body)), self)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -138,7 +139,8 @@ class ChatAttempt:
 
     def wrote(self) -> None:
         if not self._head_seen:
-            self._disarm()
+            if self._deadline is not None:
+                self._disarm()
             self._deadline = self._deadlines.start(self._header_timeout, self._header_late)
 
     def head(self, head: ResponseHead) -> None:
@@ -152,7 +154,9 @@ class ChatAttempt:
         self.observer.body(data, framed)
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
-        self._disarm()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         self._connection = None
         self.observer.answer(head, data)
         self._disarm()  # the observer may have asked for a first byte that it had been given already

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chutes_autopilot.upstream.direct import Write, best_write, queue
-from chutes_autopilot.wire.http1 import REUSABLE, Body, End, Invalid, ResponseHead, ResponseParser
+from chutes_autopilot.wire.http1 import REUSABLE, Body, End, Invalid, ResponseHead, ResponseParser, whole_response
 
 SEND_SLICE_BYTES = 262144
 """A request up to this size is one write; a larger one is sent in slices as the socket takes them."""
@@ -71,7 +71,7 @@ class UpstreamConnection(Protocol):
         self._lost = lost
         self._write: Write = queue
         self._receiver: ResponseReceiver | None = None
-        self._parser: ResponseParser | None = None
+        self._parser: ResponseParser | None = None  # made for a response that does not come in one piece
         self._sending = False
         self._paused = False
         self.silent = True
@@ -92,7 +92,6 @@ class UpstreamConnection(Protocol):
     def send(self, request: bytes, receiver: ResponseReceiver) -> None:
         """Send a request, head and body; ``receiver`` hears of the response until its ``end`` or ``broken``."""
         self._receiver = receiver
-        self._parser = ResponseParser()
         self.silent = True
         if len(request) <= SEND_SLICE_BYTES:
             self._write(self.transport, request)
@@ -131,27 +130,36 @@ class UpstreamConnection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.silent = False
-        if self._parser is None:
-            self.abort()  # bytes that no request asked for
-            return
-        events = self._parser.receive(data)
+        parser = self._parser
+        if parser is None:
+            receiver = self._receiver
+            if receiver is None:
+                self.abort()  # bytes that no request asked for
+                return
+            whole = whole_response(data)
+            if whole is not None:
+                self._release(True)
+                receiver.answer(*whole)
+                return
+            parser = self._parser = ResponseParser()
+        events = parser.receive(data)
         last = events[-1] if events else None
         if last is REUSABLE and len(events) == 3 and self._receiver is not None:
             head, body, _ = events  # two bodies would be one
             assert isinstance(head, ResponseHead) and isinstance(body, Body)  # noqa: S101, PT018
             receiver = self._receiver
-            self._release(last)
+            self._release(True)
             receiver.answer(head, body.data)
         elif type(last) is Body and len(events) == 1 and self._receiver is not None:
             self._receiver.body(last.data, last.framed)
         else:
             self._deliver(events)
 
-    def _release(self, end: End) -> None:
+    def _release(self, reusable: bool) -> None:
         """The response is complete: the connection is the pool's again, or at its end."""
         self._receiver = None
         self._parser = None
-        if end.reusable and not self._sending and not self._paused:
+        if reusable and not self._sending and not self._paused:
             self._idle(self)
         else:
             self.transport.abortConnection()
@@ -170,7 +178,7 @@ class UpstreamConnection(Protocol):
                     self.abort()
                     receiver.broken()
                 case End():
-                    self._release(event)
+                    self._release(event.reusable)
                     receiver.end()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

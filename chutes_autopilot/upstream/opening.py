@@ -1,6 +1,7 @@
 """One connection on its way: from waiting for room to the end of the handshake, under one deadline."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -72,7 +73,7 @@ class Opening:
             secure=backend.secure,
             made=self._made,
             opened=self._usable,
-            idle=lambda idle: pool.released(idle, backend),
+            idle=partial(pool.released, backend),
             lost=self._gone,
         )
 
@@ -97,7 +98,10 @@ class Opening:
         self._connected.remove(connection)
         for slower in self._connected:
             slower.abort()
-        self._opened(connection)
+        opened = self._opened
+        # this object lives as long as its connection: it must not keep the first request alive with it
+        del self._opened, self._failed
+        opened(connection)
 
     def _gone(self, connection: UpstreamConnection) -> None:
         self._pool.lost(connection)

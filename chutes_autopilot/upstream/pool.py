@@ -6,14 +6,14 @@ made and when a request was sent, and may pool a connection that is paused or be
 
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 
 from chutes_autopilot.upstream.certificates import ClientTLS
@@ -21,6 +21,7 @@ from chutes_autopilot.upstream.connection import UpstreamConnection
 from chutes_autopilot.upstream.opening import Opening
 from chutes_autopilot.upstream.prewarming import Prewarming
 from chutes_autopilot.upstream.resolver import RememberedHost
+from chutes_autopilot.upstream.tls import TLSEndpoint
 
 ATTEMPT_DELAY = 0.1
 """Seconds between two addresses of a name, and until the last refusal is reported (RFC 8305 section 5 allows 0.1)."""
@@ -75,7 +76,7 @@ def endpoints_for(reactor: IReactorTime, trust_root: Any) -> Callable[[Backend],
             plain = RememberedHost(reactor, backend.hostname, backend.port, ATTEMPT_DELAY)
         if not backend.secure:
             return plain
-        return wrapClientTLS(ClientTLS(backend.hostname, trust_root, [b"http/1.1"]), plain)
+        return TLSEndpoint(ClientTLS(backend.hostname, trust_root, [b"http/1.1"]), plain)
 
     return endpoint
 
@@ -193,7 +194,7 @@ class ConnectionPool:
         self._waiting.pop(opening, None)
         self._dial_waiting()
 
-    def released(self, connection: UpstreamConnection, backend: Backend) -> None:
+    def released(self, backend: Backend, connection: UpstreamConnection) -> None:
         """A connection ended a response cleanly and can carry another request."""
         if self._closed is not None or self._waiting:
             connection.abort()
@@ -251,7 +252,7 @@ class ConnectionPool:
     def _open_ahead(self, backend: Backend, opened: Callable[[], None], failed: Callable[[], None]) -> None:
         def keep(connection: UpstreamConnection) -> None:
             opened()
-            self.released(connection, backend)
+            self.released(backend, connection)
 
         if self._has_room and not self._waiting:
             self._start(Opening(self, backend, keep, failed))

@@ -141,3 +141,14 @@ def test_a_body_in_pieces_has_its_time() -> None:
     world.clock.advance(1.5)
     assert world.client.value().startswith(b"HTTP/1.1 408 ")
     assert b'requests_total{status="408"} 1.0' in world.metrics.exposition()
+
+
+def test_a_stream_that_came_in_one_read_is_over() -> None:
+    """No deadline of its attempt stays behind: the connection answers on, long after the first byte was due."""
+    world = World(ANSWERS[-1], front=True)
+    request = b'POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 15\r\n\r\n{"model":"a/A"}'
+    for asked in range(1, 5):
+        world.send([request])
+        assert world.client.value().count(b"0\r\n\r\n") == asked
+        world.clock.advance(60)
+        assert world.client.connected

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from chutes_autopilot.observe.logs import filtered, log_observer
+from chutes_autopilot.observe.record import RequestRecord
 
 TIME = 1763716328.123456  # 2025-11-21T09:12:08.123456Z
 
@@ -230,3 +231,39 @@ def test_the_filter_stands_before_other_observers() -> None:
     log.info("low")
     log.warn("high")
     assert [event["log_format"] for event in seen] == ["high"]
+
+
+class _Stream(io.StringIO):
+    """Counts how often it is written to."""
+
+    writes = 0
+
+    def write(self, text: str, /) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
+def test_lines_of_requests_wait_for_the_next_turn_and_are_one_write() -> None:
+    """A burst of requests costs one write, in the order in which they ended, and one call later."""
+    stream, turns = _Stream(), list[Callable[[], None]]()
+    log = log_observer(stream, "text", "info", turns.append)
+    for name in ("one", "two", "three"):
+        log({"log_level": LogLevel.info, "log_time": TIME, "record": RequestRecord(name, 0.0)})
+    assert stream.writes == 0
+    (flush,) = turns
+    flush()
+    assert stream.writes == 1
+    assert [line.split(" id=")[1].split(" ")[0] for line in stream.getvalue().splitlines()] == ["one", "two", "three"]
+    log({"log_level": LogLevel.info, "log_time": TIME, "record": RequestRecord("four", 0.0)})
+    assert len(turns) == 2
+
+
+def test_another_event_is_never_written_before_requests_that_ended_before_it() -> None:
+    """Lines that wait go out first, and not once more in their turn."""
+    stream, turns = _Stream(), list[Callable[[], None]]()
+    log = log_observer(stream, "json", "info", turns.append)
+    log({"log_level": LogLevel.info, "log_time": TIME, "record": RequestRecord("one", 0.0)})
+    log({"log_level": LogLevel.info, "log_namespace": "x", "log_format": "after", "log_time": TIME})
+    turns[0]()
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["request_id"], second["message"]) == ("one", "after")

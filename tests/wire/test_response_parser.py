@@ -1,5 +1,7 @@
 """The strict, incremental response parser."""
 
+from time import process_time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -172,3 +174,33 @@ def test_a_request_head_states_its_length() -> None:
     """RFC 9112 section 3."""
     made = request_head(b"POST", b"/v1/x?y=1", b"h:1", b"A: b\r\n", 3)
     assert made == b"POST /v1/x?y=1 HTTP/1.1\r\nHost: h:1\r\nA: b\r\nContent-Length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize("chunk", [b"1;x\r\na\r\n", b"A\r\n\r\nxxxxxx\r\n\r\n", b"3\r\n\r\nx\r\n"])
+def test_chunks_that_are_not_plain_take_no_longer_for_being_many(chunk: bytes) -> None:
+    """What cannot be taken in one step is read chunk by chunk, not with a look at all the rest for each."""
+
+    def seconds(count: int) -> float:
+        parser = ResponseParser()
+        parser.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        begun = process_time()
+        assert parser.receive(chunk * count)
+        return process_time() - begun
+
+    assert min(seconds(8000) for _ in range(3)) < 60 * min(seconds(500) for _ in range(3))
+
+
+def test_whole_chunks_around_a_cut_one_pass_in_one_piece() -> None:
+    """A read that begins and ends within chunks gives its bytes once, and the next read goes on where it ended."""
+    text = [b"%d" % number * (number % 40 + 1) for number in range(200)]
+    raw = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in text) + b"0\r\n\r\n"
+    for size in (1, 7, 100, 1000, len(raw)):
+        parser, got, ends = ResponseParser(), b"", 0
+        parser.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for at in range(0, len(raw), size):
+            for event in parser.receive(raw[at : at + size]):
+                if isinstance(event, Body):
+                    got += event.data
+                    assert not event.framed or event.framed in raw
+                ends += event == End(reusable=True)
+        assert (got, ends) == (b"".join(text), 1)
