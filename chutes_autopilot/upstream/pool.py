@@ -6,7 +6,7 @@ made and when a request was sent, and may pool a connection that is paused or be
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 

@@ -1,17 +1,22 @@
 """Real sockets on loopback: gateways in front of an upstream that does what a test tells it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chain_peers import MODELS, START, Chain, ClockedReactor, StartChain, Tap
 from loopback_peers import Gateway, ScriptedUpstream, StartGateway, UpstreamSide
 from pytest_twisted import blockon
+from sealing_client import settings as chutes_settings
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.protocol import Factory
-from twisted.internet.task import deferLater
-from twisted.internet.tcp import Server
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.tcp import Client, Server
 
 from chutes_autopilot.composition import build
+from chutes_autopilot.demo.catalog import SimulatedModel
+from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
+from chutes_autopilot.demo.simulator import SimulatedChutes
 from chutes_autopilot.settings import read_settings
 
 
@@ -85,3 +90,56 @@ def gateway(start_gateway: StartGateway) -> Gateway:
     """A ready gateway with the default settings."""
     started: Gateway = blockon(Deferred.fromCoroutine(start_gateway()))
     return started
+
+
+@pytest.fixture
+def start_chain(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartChain]:
+    """Starts the double-sealed chain, with settings by their environment names, under a clock that stands still."""
+    from twisted.internet import reactor
+
+    stopping = []
+
+    async def start(
+        models: tuple[SimulatedModel, ...] = MODELS, tap: Callable[[int], Tap] | None = None, **environ: str
+    ) -> Chain:
+        clock = Clock()
+        clock.advance(START)
+        simulator = SimulatedChutes(clock, models=models)
+        port = listen_simulator(reactor, simulator)
+        platform = SimulatedChutesService(simulator, port)
+        platform.startService()
+        stopping.append(platform.stopService)
+        url = platform.base_url
+        if tap is not None:
+            tapped = reactor.listenTCP(0, tap(port.getHost().port), interface="127.0.0.1")
+            stopping.append(tapped.stopListening)
+            url = f"http://127.0.0.1:{tapped.getHost().port}"
+        monkeypatch.setattr("chutes_autopilot.sealed_composition.monotonic", clock.seconds)
+        if "CHUTES_ATTESTATION" in environ:
+            root = bytes.fromhex(simulator.chutes.attestation_root_sha256)
+            monkeypatch.setattr("chutes_autopilot.sealed_composition.INTEL_ROOT_SPKI_SHA256", root)
+        urls = {"MODELS_URL": f"{url}/v1/models", "UTILIZATION_URL": f"{url}/chutes/utilization"}
+        sealed = {"CHUTES_TRANSPORT": "e2ee", "CHUTES_API_BASE_URL": url, "CHUTES_E2EE_DISCOVERY_RPM": "10"}
+        settings = read_settings(
+            {"BACKEND_BASE_URL": url, **urls, **chutes_settings(url), **sealed, **environ},
+            lambda path: Path(path).read_text(),
+        )
+        service = build(settings, ClockedReactor(reactor, clock), ("tcp:0:interface=127.0.0.1",))
+        before = set(reactor.getReaders())
+        service.privilegedStartService()
+        (listening,) = set(reactor.getReaders()) - before
+        service.startService()
+        stopping.append(service.stopService)
+        gateway = Gateway(reactor, listening.getHost().port, service=service)
+        while (await gateway.get("/readyz")).status != 200:
+            clock.advance(0)  # work in slices goes on
+        return Chain(reactor, clock, platform, gateway)
+
+    yield start
+    for stop in reversed(stopping):
+        blockon(maybeDeferred(stop))
+    while left := [s for s in {*reactor.getReaders(), *reactor.getWriters()} if isinstance(s, Client | Server)]:
+        for socket in left:
+            socket.abortConnection()
+        blockon(deferLater(reactor, 0.001))
+    blockon(deferLater(reactor, 0))
