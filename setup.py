@@ -13,6 +13,7 @@ BUILD = TemporaryDirectory(prefix="chutes-autopilot-build-")
 
 REDIS = ["txredisapi>=1.6,<2"]
 ATTESTATION = ["dcap-qvl>=0.7,<0.8"]
+WEBSOCKET = ["Twisted[websocket]>=26.10,<27"]
 
 TEST = [
     "pytest>=8.3,<10",
@@ -24,6 +25,7 @@ TEST = [
     "setuptools>=77",
     *REDIS,
     *ATTESTATION,
+    *WEBSOCKET,
 ]
 
 setup(
@@ -36,7 +38,7 @@ setup(
     python_requires=">=3.11",
     # "twisted.plugins" is a namespace that Twisted extends by path: it must not get an __init__.py of ours.
     packages=[*find_packages(include=["chutes_autopilot", "chutes_autopilot.*"]), "twisted.plugins"],
-    package_data={"chutes_autopilot": ["py.typed"]},
+    package_data={"chutes_autopilot": ["py.typed", "web/explorer/openapi.json", "web/explorer/static/*"]},
     install_requires=[
         "Twisted[tls]>=26.10,<27",
         "treq>=26.7,<27",
@@ -49,6 +51,7 @@ setup(
     extras_require={
         "redis": REDIS,
         "attestation": ATTESTATION,
+        "websocket": WEBSOCKET,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "mypy-zope>=1.0.17,<2", "types-PyYAML", "build>=1.2,<2"],
     },

@@ -6,6 +6,7 @@ from random import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from klein.resource import KleinResource
 from treq.client import HTTPClient
 from twisted.application.service import MultiService, Service
 from twisted.internet._sslverify import IOpenSSLTrustRoot
@@ -14,13 +15,15 @@ from twisted.internet.ssl import platformTrust
 from zope.interface import implementer
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
-from chutes_autopilot.control.refresh import CatalogRefresh, UtilizationRefresh
+from chutes_autopilot.control.refresh import BodyListener, CatalogRefresh, UtilizationRefresh
 from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder, readiness
 from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
 from chutes_autopilot.demo.simulator import SimulatedChutes
 from chutes_autopilot.descriptors import connection_limit
 from chutes_autopilot.drain import DrainingService
 from chutes_autopilot.edge.front import FrontSite
+from chutes_autopilot.errors import ApiError
+from chutes_autopilot.late_explorer import KeptAnswers, LateExplorer, is_loaded
 from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
@@ -39,13 +42,15 @@ from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from
 from chutes_autopilot.upstream.prewarming import PrewarmingService
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
+from chutes_autopilot.web.explorer.places import starting, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
-from chutes_autopilot.web.root import CHUTES_DISABLED, build_root
-from chutes_autopilot.web.site import ClientLimits
+from chutes_autopilot.web.root import CHUTES_DISABLED, build_admin_root, build_root
+from chutes_autopilot.web.site import ClientLimits, GatewaySite
 
 if TYPE_CHECKING:
     from chutes_autopilot.e2ee_keys import KeyHolder
+    from chutes_autopilot.web.explorer.parts import ExplorerParts
 
 DEMO_FIRST_TOKEN = 0.15
 DEMO_TOKEN_GAP = 0.02
@@ -121,8 +126,29 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             attestation_root,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
-    root = build_root(chat, ModelsRoute(snapshots), operations, chutes)
+    admin = settings.admin_endpoint is not None
+
+    def roots(explorer: "ExplorerParts | Callable[[], ApiError]") -> tuple[KleinResource, KleinResource]:
+        """What clients ask, and what an operator asks."""
+        seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
+        public = build_root(chat, ModelsRoute(snapshots), operations, chutes, seen, metrics_here=not admin)
+        return public, build_admin_root(operations, explorer)
+
+    def open_explorer() -> None:
+        from chutes_autopilot.explorer_composition import build_explorer
+
+        explorer = build_explorer(
+            settings, reactor, snapshots, http_client, service, lambda: connections.draining, demo=demo
+        )
+        relay.also_finished = chutes_relay.also_finished = explorer.finished
+        answers.tell(explorer.listener)
+        site.resource, admin_site.resource = roots(explorer.parts)
+
+    answers = KeptAnswers()
+    root, admin_root = roots(starting if settings.explorer_enabled else switched_off)
     site = FrontSite(relay, root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
+
+    admin_site = GatewaySite(admin_root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
 
     def apply(new: Settings) -> None:
         in_force.settings = new
@@ -139,8 +165,14 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
     PrewarmingService(reactor, lambda: pool.prewarm(backend)).setServiceParent(service)
-    for refresh in _refreshes(in_force, reactor, snapshots, metrics, http_client):
+    for refresh in _refreshes(in_force, reactor, snapshots, metrics, http_client, answers):
         refresh.setServiceParent(service)
+    if settings.explorer_enabled and is_loaded():
+        open_explorer()
+    elif settings.explorer_enabled:
+        LateExplorer(reactor, open_explorer).setServiceParent(service)
+    if settings.admin_endpoint is not None:
+        ListeningService(reactor, (settings.admin_endpoint,), admin_site, connections).setServiceParent(service)
     service.listening = ListeningService(reactor, endpoints, site, connections)
     service.listening.setServiceParent(service)
     return service
@@ -307,6 +339,7 @@ def _refreshes(
     snapshots: SnapshotHolder,
     metrics: Metrics,
     http_client: HTTPClient,
+    listener: BodyListener,
 ) -> tuple[PeriodicRefresh, PeriodicRefresh]:
     settings = in_force.settings
 
@@ -321,8 +354,8 @@ def _refreshes(
 
     builder = SnapshotBuilder(snapshots, reactor)
     told = _RefreshEvents(metrics)
-    catalog = CatalogRefresh(fetch(settings.models_url), builder, reactor, told)
-    utilization = UtilizationRefresh(fetch(settings.utilization_url), builder, reactor, told)
+    catalog = CatalogRefresh(fetch(settings.models_url), builder, reactor, told, listener)
+    utilization = UtilizationRefresh(fetch(settings.utilization_url), builder, reactor, told, listener)
     return (
         PeriodicRefresh(catalog.refresh_until_known, settings.models_refresh, reactor, random),
         PeriodicRefresh(utilization.refresh, settings.utilization_refresh, reactor, random),

@@ -1,6 +1,6 @@
 """The sealed transport put together: requests sealed for the instance, and the verifier of its evidence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import random
@@ -77,10 +77,18 @@ class SealedTransport:
         return None if verdict is None else Evidence(verdict.level, verdict.evidence_sha256)
 
     def keep_ready(self) -> None:
-        """Have sessions for the likeliest models, as long as somebody asks for answers."""
-        unverified = self.verifier is not None and self.verifier.table.counts()[1] == 0
-        if unverified or monotonic() - self._last_use < IN_USE_SECONDS:
-            self.transport.prefetch(self.snapshots.current.ranked_models[:PREFETCHED])
+        """Have sessions for the likeliest models, as long as somebody asks for answers.
+
+        While there is no verified instance, chutes that were not looked at yet come first: those before them may run
+        where there is nothing to attest.
+        """
+        models: Sequence[str] = self.snapshots.current.ranked_models
+        if self.verifier is not None and self.verifier.table.counts()[1] == 0:
+            known = frozenset(self.verifier.table.chutes())
+            models = sorted(models, key=lambda model: self.chute_of(model) in known)
+        elif monotonic() - self._last_use >= IN_USE_SECONDS:
+            return
+        self.transport.prefetch(models, PREFETCHED)
 
 
 @attrs.define(eq=False)

@@ -100,7 +100,8 @@ class Options(usage.Options):
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
         self.log_threshold = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(self.settings.log_level))
         self.endpoints = tuple(self._endpoints) or (self.settings.listen_endpoint,)
-        for endpoint in self.endpoints:
+        admin = (self.settings.admin_endpoint,) if self.settings.admin_endpoint is not None else ()
+        for endpoint in (*self.endpoints, *admin):
             try:
                 check_endpoint(reactor, endpoint)
             except ValueError as error:

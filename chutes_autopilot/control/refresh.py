@@ -8,9 +8,11 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from chutes_autopilot.control.slices import in_slices
 from chutes_autopilot.control.snapshots import SnapshotBuilder
+from chutes_autopilot.observe import events
 from chutes_autopilot.policy.catalog import parse_catalog_in_slices
 from chutes_autopilot.policy.feed_json import FeedError
 from chutes_autopilot.policy.utilization import parse_utilization_in_slices
@@ -44,17 +46,36 @@ class RefreshObserver(Protocol):
         """
 
 
+class BodyListener(Protocol):
+    """Who reads the same answers for a purpose of its own, once the routing has them; it must return soon."""
+
+    def fetched(self, source: str, body: bytes, at: float) -> None:
+        """An answer is in force.
+
+        :param source: ``catalog`` or ``utilization``.
+        :param at: when it came, in the clock's seconds.
+        """
+
+    def failed(self, source: str, reason: str) -> None:
+        """There is no new answer, or it was not believed.
+
+        :param reason: for people; holds no secret.
+        """
+
+
 @define(eq=False)
 class _Refresh:
     """What both refreshes share: no failure gets out, and the observer hears of each end and each change.
 
     :param fetch: brings the source's bytes; raises FetchError.
+    :param listener: told last, so that it delays no routing.
     """
 
     _fetch: Callable[[], Coroutine[Deferred[Any], Any, bytes]]
     _snapshots: SnapshotBuilder
     _clock: IReactorTime
     _observer: RefreshObserver
+    _listener: BodyListener | None = None
     _last_outcome: str | None = field(default=None, init=False)
     _ever_ok: bool = field(default=False, init=False)
     _empty_seen: bool = field(default=False, init=False)
@@ -64,8 +85,11 @@ class _Refresh:
     async def refresh(self) -> None:
         """Fetch once and take what came, or keep what there is. Only cancellation gets out."""
         started = self._clock.seconds()
+        body = b""
         try:
-            outcome, detail = "ok", await self._take(await self._fetch())
+            body = await self._fetch()
+            fetched_at = self._clock.seconds()
+            outcome, detail = "ok", await self._take(body, fetched_at)
         except (FetchError, FeedError) as error:
             outcome, detail = error.reason, f"{error.reason}: {error}"
         self._observer.refreshed(self.source, outcome, max(0.0, self._clock.seconds() - started))
@@ -73,6 +97,14 @@ class _Refresh:
             self._last_outcome = outcome
             self._observer.state_changed(self.source, self._state(outcome), detail)
         self._ever_ok = self._ever_ok or outcome == "ok"
+        if self._listener is not None:
+            try:
+                if outcome == "ok":
+                    self._listener.fetched(self.source, body, fetched_at)
+                else:
+                    self._listener.failed(self.source, detail)
+            except Exception:  # noqa: BLE001 - reported; nothing that listens may end the refreshes
+                events.failed_unexpectedly(Failure(), "passing a refresh on")
 
     async def refresh_until_known(self) -> None:
         """Fetch once; as long as nothing was ever known, again every RETRY_SECONDS."""
@@ -94,7 +126,7 @@ class _Refresh:
             raise FeedError(f"an empty list after one of {last_count}, not believed until it comes again", "empty")
 
     @abstractmethod
-    async def _take(self, body: bytes) -> str:
+    async def _take(self, body: bytes, fetched_at: float) -> str:
         """Parse the body and make it the current state; what it held, for people. Raises FeedError."""
 
 
@@ -104,8 +136,7 @@ class CatalogRefresh(_Refresh):
 
     source: ClassVar[str] = "catalog"
 
-    async def _take(self, body: bytes) -> str:
-        fetched_at = self._clock.seconds()
+    async def _take(self, body: bytes, fetched_at: float) -> str:
         catalog = await in_slices(self._clock, parse_catalog_in_slices(body))
         last = self._snapshots.current.catalog
         self._believe(len(catalog.entries), len(last.entries) if last else 0)
@@ -120,10 +151,8 @@ class UtilizationRefresh(_Refresh):
 
     source: ClassVar[str] = "utilization"
 
-    async def _take(self, body: bytes) -> str:
-        fetched_at = self._clock.seconds()
+    async def _take(self, body: bytes, fetched_at: float) -> str:
         feed = await in_slices(self._clock, parse_utilization_in_slices(body))
-        del body  # up to 64 MiB, of no use while the ranking runs
         self._believe(len(feed.rows), self._snapshots.current.feed_rows)
         await self._snapshots.take_feed(feed, fetched_at)
         candidates = len(self._snapshots.current.ranking)

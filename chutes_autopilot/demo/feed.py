@@ -7,11 +7,10 @@ from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from chutes_autopilot.demo.catalog import SimulatedModel
+from chutes_autopilot.demo.other_chutes import OTHER_CHUTES
 
 PRIVATE_NAME = "[private chute]"
 PRIVATE_CHUTES = 9
-OTHER_CHUTES = ("demo-studio/sketch-diffusion", "demo-studio/voice-basic", "demo-studio/embed-small", "hobby/tinkered")
-"""Public chutes that the feed knows and the model catalog does not: images, speech, embeddings, a community model."""
 REQUESTS_PER_BUSY_INSTANCE = 300.0
 """Requests in five minutes that a fully busy instance answers."""
 
@@ -23,7 +22,7 @@ def utilization_rows(models: Sequence[SimulatedModel], now: float) -> list[dict[
     rhythm of 45 to 105 seconds, far enough for the ranking to change within a minute.
     """
     chutes = [(model.chute_id, model.name, model.instances, model.busy) for model in models]
-    chutes += [(_invented_id(name), name, 2, 0.3) for name in OTHER_CHUTES]
+    chutes += [(other.chute_id, other.name, other.instances, other.busy) for other in OTHER_CHUTES]
     chutes += [(_invented_id(f"private {i}"), PRIVATE_NAME, i * 3, 0.1 * i) for i in range(PRIVATE_CHUTES)]
     rows = [_row(place, *chute, now) for place, chute in enumerate(chutes)]
     return sorted(rows, key=_requests_in_the_last_hour, reverse=True)

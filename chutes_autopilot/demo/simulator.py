@@ -3,7 +3,8 @@
 ========================================  ==========================================================================
 ``GET /v1/models``                        the invented catalog
 ``GET /chutes/utilization``               the moving feed
-``GET /chutes/``                          the listing, with page, offset and limit
+``GET /chutes/``                          the listing, with page, offset, limit, template and name
+``GET /chutes/{chute_id}``                one item of it
 ``POST /v1/chat/completions``             an answer, streaming or not, or the fault that is due
 ``POST /_simulator/faults``               put up a fault: ``{"fault": "503", "model": "*", "requests": 1}``
 ``GET``, ``DELETE /_simulator/faults``    the faults still due; take them all back
@@ -15,6 +16,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 from attrs import define, field
@@ -32,7 +34,7 @@ from chutes_autopilot.demo.control import ControlRefused, add_fault, faults_answ
 from chutes_autopilot.demo.delivery import Delivery
 from chutes_autopilot.demo.faults import Fault, FaultBoard, FaultKind
 from chutes_autopilot.demo.feed import utilization_rows
-from chutes_autopilot.demo.listing import ListingRefused, listing_answer
+from chutes_autopilot.demo.listing import ListingRefused, chute_answer, listing_answer
 from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, Outcome, plain_outcome, refusal_for
 from chutes_autopilot.demo.seen import SeenRequest, SeenRequests, Tally
 from chutes_autopilot.demo.site import SimulatorRequest, SimulatorSite
@@ -75,6 +77,7 @@ class SimulatedChutes:
                 b"/chutes/utilization": {b"GET": self._utilization},
                 b"/chutes/": {b"GET": self._listing},
                 b"/chutes": {b"GET": self._redirect_to_listing},
+                b"/chutes/*": {b"GET": self._chute},
                 b"/v1/chat/completions": {b"POST": self._chat},
                 b"/e2e/instances/*": {b"GET": self.chutes.discover},
                 b"/e2e/invoke": {b"POST": self._invoke},
@@ -116,6 +119,13 @@ class SimulatedChutes:
             request.answer_json(200, listing_answer(self.models, query))
         except ListingRefused as refused:
             request.refuse(refused.status, refused.detail)
+
+    def _chute(self, request: SimulatorRequest) -> None:
+        answer = chute_answer(self.models, unquote(request.path.rpartition(b"/")[2].decode("latin-1")))
+        if answer is None:
+            request.refuse(404, "Chute not found, or does not belong to you")
+        else:
+            request.answer_json(200, answer)
 
     def _redirect_to_listing(self, request: SimulatorRequest) -> None:
         request.setHeader(b"Location", request.uri.replace(b"/chutes", b"/chutes/", 1))
@@ -246,6 +256,8 @@ class _Routes(Resource):
         return NOT_DONE_YET
 
     def _with_a_name(self, segments: list[bytes]) -> Mapping[bytes, Callable[[SimulatorRequest], None]] | None:
+        if len(segments) == 3:
+            return self._routes.get(b"/%b/*" % segments[1])
         if len(segments) != 4:
             return None
         _, first, second, third = segments

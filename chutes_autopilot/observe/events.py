@@ -88,6 +88,67 @@ def history_not_written(reason: str) -> None:
     _log.warn("the history misses minutes: {reason}", event="history", reason=reason)
 
 
+def webhook_queue_unavailable(reason: str) -> None:
+    """The webhooks' file cannot be used; said once."""
+    _log.warn(
+        "webhooks cannot be kept on disk ({reason}): what is not delivered is lost at the stop",
+        event="webhooks",
+        reason=reason,
+    )
+
+
+def webhook_queue_set_aside(reason: str, name: str) -> None:
+    """The webhooks' file is damaged or none of ours: a new one takes its place."""
+    _log.warn("the webhooks' queue was set aside as {name}: {reason}", event="webhooks", reason=reason, name=name)
+
+
+def webhook_queue_failing(reason: str) -> None:
+    """The queue takes nothing; said once until it does again."""
+    _log.error("the webhooks' queue fails: {reason}", event="webhooks", reason=reason)
+
+
+def webhook_events_lost(count: int, reason: str) -> None:
+    """Events that could not be queued are told to nobody."""
+    _log.error("{count} webhook messages are lost: {reason}", event="webhooks", count=count, reason=reason)
+
+
+def webhook_failing(name: str, reason: str) -> None:
+    """An endpoint does not take webhooks; said once until it does again."""
+    _log.warn("webhook {name} fails: {reason}", event="webhook", name=name, reason=reason)
+
+
+def webhook_recovered(name: str) -> None:
+    """It does again."""
+    _log.info("webhook {name} works again", event="webhook", name=name)
+
+
+def webhook_dead_letter(name: str, message_id: str, attempts: int, reason: str) -> None:
+    """A message is given up."""
+    _log.warn(
+        "webhook {name}: message {message_id} is given up after {attempts} attempts: {reason}",
+        event="webhook",
+        name=name,
+        message_id=message_id,
+        attempts=attempts,
+        reason=reason,
+    )
+
+
+def webhook_gone(name: str, count: int) -> None:
+    """An endpoint says that it wants no more: it gets none until the next start."""
+    _log.warn(
+        "webhook {name} answered 410 and is disabled; {count} messages that waited are given up",
+        event="webhook",
+        name=name,
+        count=count,
+    )
+
+
+def webhooks_given_up(count: int, reason: str) -> None:
+    """Messages that nobody is left to send to, or no room is left for."""
+    _log.warn("{count} webhook messages are given up: {reason}", event="webhooks", count=count, reason=reason)
+
+
 def simulator_started(url: str) -> None:
     """Demo mode: everything upstream is simulated."""
     _log.warn(

@@ -59,6 +59,8 @@ class ChatRelay:
     clock: IReactorTime
     deadlines: Deadlines
     open_upstream: OpenUpstream
+    also_finished: Callable[[RequestRecord], None] | None = None
+    """Told of every request that is over."""
     _routes: dict[tuple[str, str | None, bool], Route] = attrs.field(factory=dict, init=False)
     _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
 
@@ -127,6 +129,8 @@ class ChatRelay:
         try:
             self.metrics.finished(record)
             events.request_finished(record)
+            if self.also_finished is not None:
+                self.also_finished(record)
         except Exception:  # noqa: BLE001 - the client gets its answer all the same
             events.failed_unexpectedly(Failure(), "counting a request")
 

@@ -135,6 +135,11 @@ class RedisConnection(Service):
             work.cancel()
         return work
 
+    @property
+    def fault(self) -> str | None:
+        """Why Redis cannot be used, None where it can be."""
+        return self._fault
+
     def command(self, *words: str | bytes | int) -> Deferred[Any]:
         """Ask Redis; what comes back is None, ``str`` for a status line, ``int``, ``bytes``, or a list of these.
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from OpenSSL.SSL import VERIFY_FAIL_IF_NO_PEER_CERT, VERIFY_PEER, Connection
 from service_identity.hazmat import DNS_ID, IPAddress_ID, ServiceID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
+from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import optionsForClientTLS
@@ -45,3 +47,13 @@ class ClientTLS:
             return False
         return True
 
+
+@implementer(IOpenSSLTrustRoot)
+@attrs.frozen
+class CertificateFile:
+    """The authorities in a PEM file, read by OpenSSL itself."""
+
+    path: str
+
+    def _addCACertsToContext(self, context: Any) -> None:
+        context.load_verify_locations(self.path)

@@ -7,6 +7,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.observe import events
+from chutes_autopilot.web.explorer.errors import is_explorer_path
 from chutes_autopilot.web.site import GatewayRequest
 
 
@@ -30,9 +31,10 @@ def install_error_answers(app: Klein) -> None:
 
     @app.handle_errors(NotFound, HTTPException)
     def not_found(request: GatewayRequest, failure: Failure) -> None:
-        request.refuse(
-            ApiError("not_found", "There is nothing at this path; see POST /v1/chat/completions and GET /v1/models.")
-        )
+        there_is = "POST /v1/chat/completions and GET /v1/models"
+        if is_explorer_path(request.path):
+            there_is = "GET /api/openapi.json, which lists what there is"
+        request.refuse(ApiError("not_found", f"There is nothing at this path; see {there_is}."))
 
     @app.handle_errors(CancelledError)
     def cancelled(request: GatewayRequest, failure: Failure) -> Failure:

@@ -13,6 +13,13 @@ from twisted.web.server import Request
 
 from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.observe import events
+from chutes_autopilot.web.explorer.errors import (
+    JSON,
+    NOT_STORED,
+    SAFE_HEADERS,
+    body_of_api_error,
+    is_explorer_path,
+)
 from chutes_autopilot.wire.headers import REQUEST_ID, Header, acceptable_request_id
 
 CUT_SECONDS = 15.0
@@ -73,8 +80,11 @@ class GatewayRequest(Request):
         self.write(body)
 
     def refuse(self, error: ApiError) -> None:
-        """Write an error of our own; whoever took the request finishes it."""
-        self.answer(error.status, error.body(), b"application/json", error.headers)
+        """Write an error of our own, in the shape of its path; whoever took the request finishes it."""
+        if is_explorer_path(self.path):
+            self.answer(error.status, body_of_api_error(error), JSON, (*SAFE_HEADERS, NOT_STORED, *error.headers))
+        else:
+            self.answer(error.status, error.body(), JSON, error.headers)
 
     def refuse_unread(self, error: ApiError) -> None:
         """Write an error while the request is still being received; it is never processed and never finished."""

@@ -1,19 +1,23 @@
 """The Klein tree: every path of the service, and nothing else."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from klein import Klein
 from klein.resource import KleinResource
 from twisted.internet.defer import Deferred
 
-from chutes_autopilot.errors import e2ee_error
+from chutes_autopilot.errors import ApiError, e2ee_error
 from chutes_autopilot.web.answers import install_error_answers
 from chutes_autopilot.web.chat import ChatRoute
+from chutes_autopilot.web.explorer.places import close_explorer, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.site import GatewayRequest
+
+if TYPE_CHECKING:
+    from chutes_autopilot.web.explorer.parts import ExplorerParts
 
 
 @attrs.frozen
@@ -43,14 +47,16 @@ def build_root(
     models: ModelsRoute,
     operations: OperationsRoute,
     chutes: ChutesEndpoints = CHUTES_DISABLED,
+    explorer: "ExplorerParts | Callable[[], ApiError]" = switched_off,
+    *,
+    metrics_here: bool = True,
 ) -> KleinResource:
-    """The resource that answers every request."""
-    app = Klein()
-    # A redirect would carry a Location made from the client's Host, and few SDKs repeat a POST after one.
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
-    app.url_map.redirect_defaults = False
-    install_error_answers(app)
+    """The resource that answers every request.
+
+    :param explorer: or why there is none.
+    :param metrics_here: whether ``/metrics`` is served here, and not on an endpoint of its own.
+    """
+    app = _app()
 
     @app.route("/v1/chat/completions", methods=["POST"])
     def chat_completions(request: GatewayRequest) -> Deferred[None]:
@@ -84,6 +90,30 @@ def build_root(
     def receipt(request: GatewayRequest, chat_id: str) -> None:
         chutes.receipt(request, chat_id)
 
+    _operations(app, operations, metrics_here=metrics_here)
+    _mount_explorer(app, explorer)
+    return app.resource()
+
+
+def build_admin_root(operations: OperationsRoute, explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
+    """The resource of ADMIN_ENDPOINT: what an operator asks for, and nothing that clients need."""
+    app = _app()
+    _operations(app, operations, metrics_here=True)
+    _mount_explorer(app, explorer)
+    return app.resource()
+
+
+def _app() -> Klein:
+    app = Klein()
+    # A redirect would carry a Location made from the client's Host, and few SDKs repeat a POST after one.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.url_map.redirect_defaults = False
+    install_error_answers(app)
+    return app
+
+
+def _operations(app: Klein, operations: OperationsRoute, *, metrics_here: bool) -> None:
     @app.route("/healthz", methods=["GET"])
     def healthz(request: GatewayRequest) -> None:
         operations.healthz(request)
@@ -92,8 +122,17 @@ def build_root(
     def readyz(request: GatewayRequest) -> None:
         operations.readyz(request)
 
-    @app.route("/metrics", methods=["GET"])
-    def metrics(request: GatewayRequest) -> None:
-        operations.exposition(request)
+    if metrics_here:
 
-    return app.resource()
+        @app.route("/metrics", methods=["GET"])
+        def metrics(request: GatewayRequest) -> None:
+            operations.exposition(request)
+
+
+def _mount_explorer(app: Klein, explorer: "ExplorerParts | Callable[[], ApiError]") -> None:
+    if callable(explorer):
+        close_explorer(app, explorer)
+    else:
+        from chutes_autopilot.web.explorer.routes import mount_explorer  # most of a start's time is imports
+
+        mount_explorer(app, explorer)

@@ -136,6 +136,11 @@ async def test_its_reads_answer_and_every_answer_says_it_is_simulated(platform: 
     answers["delete"] = await platform.get("DELETE", "/v1/models")
     answers["redirect"] = await platform.get("GET", "/chutes?limit=3")
     answers["chat"] = await platform.chat()
+    chute_id = platform.simulator.models[0].chute_id
+    answers["chute"] = await platform.get("GET", f"/chutes/{chute_id}")
+    answers["no chute"] = await platform.get("GET", "/chutes/nobody")
+    assert json.loads(answers["chute"][1])["chute_id"] == chute_id
+    assert (answers["no chute"][0].status, b"not found" in answers["no chute"][1]) == (404, True)
     assert all(response.headers["X-Simulated-Chutes"] == "true" for response, _ in answers.values())
     assert len(json.loads(answers["/v1/models"][1])["data"]) == len(platform.simulator.models)
     assert len(json.loads(answers["/chutes/utilization"][1])) > len(platform.simulator.models)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from chutes_autopilot.demo.catalog import DETAIL_KEYS, models_answer, simulated_models
 from chutes_autopilot.demo.completions import Completion, stream_pieces, whole_answer
 from chutes_autopilot.demo.feed import utilization_rows
-from chutes_autopilot.demo.listing import ListingRefused, listing_answer
+from chutes_autopilot.demo.listing import (
+    DEARER,
+    REDEPLOYED,
+    RENAMED,
+    ListingRefused,
+    chute_answer,
+    listing_answer,
+)
+from chutes_autopilot.demo.other_chutes import OTHER_CHUTES
 
 MODELS = simulated_models()
 NOW = 1_760_000_000.0
@@ -97,13 +105,50 @@ def test_the_listing_has_the_platforms_keys_and_pages() -> None:
     """39 keys an item, 25 items unless told otherwise, and pages that follow each other."""
     first = listing_answer(MODELS, {})
     assert set(first) == {"total", "page", "limit", "items", "cord_refs"}
-    assert first["total"] == len(MODELS)
+    assert first["total"] == len(MODELS) + len(OTHER_CHUTES)
     assert {len(item) for item in first["items"]} == {39}
     assert all(item["cord_ref_id"] in first["cord_refs"] for item in first["items"])
-    everything = listing_answer(MODELS, {"limit": "5000"})["items"]
-    assert [item["name"] for item in everything] == [model.name for model in MODELS]
+    answer = listing_answer(MODELS, {"limit": "5000"})
+    everything = answer["items"]
+    assert {len(item) for item in everything} == {39}
+    assert all(item["cord_ref_id"] in answer["cord_refs"] for item in everything)
+    names = [(RENAMED | REDEPLOYED).get(model.name, model.name) for model in MODELS]
+    assert [item["name"] for item in everything] == names + [other.name for other in OTHER_CHUTES]
     assert listing_answer(MODELS, {"page": "1", "limit": "10"})["items"] == everything[10:20]
     assert listing_answer(MODELS, {"offset": "3", "limit": "2"})["items"] == everything[3:5]
+
+
+def test_the_listing_disagrees_with_the_catalog_where_the_platforms_does() -> None:
+    """One name, some prices and one chute id are others than in the catalog; other kinds are sold by other units."""
+    items = {item["chute_id"]: item for item in listing_answer(MODELS, {"limit": "5000"})["items"]}
+    models = {entry["id"]: entry for entry in models_answer(MODELS, NOW)["data"]}
+    (renamed,), (redeployed,) = RENAMED, REDEPLOYED
+    assert items[models[renamed]["chute_id"]]["name"] == RENAMED[renamed]
+    assert models[redeployed]["chute_id"] not in items
+    tokens = {
+        entry["id"]: items[entry["chute_id"]]["current_estimated_price"]["per_million_tokens"]["output"]["usd"]
+        for entry in models.values()
+        if entry["chute_id"] in items
+    }
+    assert {name for name, usd in tokens.items() if usd != models[name]["pricing"]["completion"]} == set(DEARER)
+    sold = [set(item["current_estimated_price"]) for item in items.values()]
+    assert {"per_step", "usd", "tao"} in sold
+    assert {"per_request", "usd", "tao"} in sold
+    assert {"usd", "tao"} in sold
+    assert len({item["standard_template"] for item in items.values()}) == 5
+
+
+def test_the_listing_is_filtered_and_shows_one_chute() -> None:
+    """Template and part of a name narrow it down; one chute has its endpoints with it."""
+    images = listing_answer(MODELS, {"template": "diffusion"})["items"]
+    assert {item["standard_template"] for item in images} == {"diffusion"}
+    assert {item["standard_template"] for item in listing_answer(MODELS, {"template": "other"})["items"]} == {None}
+    assert [item["name"] for item in listing_answer(MODELS, {"name": "CANVAS"})["items"]] == ["demo-studio/canvas-xl"]
+    one = chute_answer(MODELS, images[0]["chute_id"])
+    assert one is not None
+    assert (one["name"], one["cord_ref_id"]) == (images[0]["name"], None)
+    assert [cord["output_content_type"] for cord in one["cords"]] == ["image/jpeg"]
+    assert chute_answer(MODELS, "nobody") is None
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def start_chain(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartChain]:
     """Starts the double-sealed chain, with settings by their environment names, under a clock that stands still."""
     from twisted.internet import reactor
 
-    stopping = []
+    stopping, gateways = [], []
 
     async def start(
         models: tuple[SimulatedModel, ...] = MODELS, tap: Callable[[int], Tap] | None = None, **environ: str
@@ -133,9 +133,13 @@ def start_chain(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartChain]:
         gateway = Gateway(reactor, listening.getHost().port, service=service)
         while (await gateway.get("/readyz")).status != 200:
             clock.advance(0)  # work in slices goes on
+        gateways.append(gateway)
         return Chain(reactor, clock, platform, gateway)
 
     yield start
+    for client in (client for gateway in gateways for client in gateway.clients if not client.closed.called):
+        client.transport.abortConnection()  # a service that stands still in time would wait for its streams
+        blockon(client.closed)
     for stop in reversed(stopping):
         blockon(maybeDeferred(stop))
     while left := [s for s in {*reactor.getReaders(), *reactor.getWriters()} if isinstance(s, Client | Server)]:

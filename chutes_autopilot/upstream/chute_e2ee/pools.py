@@ -137,6 +137,10 @@ class NoncePool:
             for held in self._instances.values()
         )
 
+    def holds(self, now: float) -> bool:
+        """Whether there are good nonces at all, be it of instances that may not be chosen."""
+        return any(_live(held, now) for held in self._instances.values())
+
     def release(self, instance_id: str) -> None:
         """A request to an instance has ended."""
         held = self._instances.get(instance_id)

@@ -117,10 +117,17 @@ class Sessions:
         pool = self._pools.find(chute_id)
         return pool is not None and pool.can_take(self._monotonic())
 
-    def prefetch(self, chute_id: str) -> None:
-        """Fill the chute's pool, should the budget allow it soon, unless it has something."""
-        if not self.available(chute_id) and self._discovery.closed(chute_id) is None:
+    def prefetch(self, chute_id: str) -> bool:
+        """Fill the chute's pool, should the budget allow it soon, unless it has something; False where it cannot be.
+
+        What was listed lately and may not be chosen, for want of a verdict say, is not better for being listed again.
+        """
+        if self._discovery.closed(chute_id) is not None:
+            return False
+        pool, now = self._pools.find(chute_id), self._monotonic()
+        if pool is None or not (pool.can_take(now) or (pool.holds(now) and now - pool.filled_at < OLD_AGE)):
             self._want(chute_id)
+        return True
 
     def retire(self) -> None:
         """End what goes on; whoever waits is refused, and nothing is asked any more."""

@@ -120,12 +120,17 @@ class ChuteTransport:
         call = ChuteCall(chute_id, name, model != name and model.endswith(_THINKING), body, wishes)
         return ChuteAttempt(self._link, self.terms, call, header_timeout, observer)
 
-    def prefetch(self, models: Iterable[str]) -> None:
-        """Fill the pools of these models in their order, as far as the budget allows; for the likeliest ones only."""
+    def prefetch(self, models: Iterable[str], most: int = 1) -> None:
+        """Fill the pools of the first of these models that can be asked for now, as far as the budget allows.
+
+        :param most: how many; for the likeliest ones only.
+        """
         for model in models:
             found = self._served(model)
-            if found is not None:
-                self._link.sessions.prefetch(found[1])
+            if found is not None and self._link.sessions.prefetch(found[1]):
+                most -= 1
+            if most < 1:
+                return
 
     def has_session(self, model: str) -> bool:
         """Whether a request for the model could be sent without waiting; a reason to prefer it among equals."""

@@ -1,0 +1,199 @@
+"""The models explorer put together: settings become its cache, history, merged truth, routes and streams."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from random import random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import attrs
+from treq.client import HTTPClient
+from twisted.application.service import MultiService, Service
+from twisted.internet.threads import deferToThreadPool
+
+from chutes_autopilot.control.periodic import PeriodicRefresh
+from chutes_autopilot.control.refresh import BodyListener
+from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
+from chutes_autopilot.explorer_live.listing import ListingRefresh
+from chutes_autopilot.explorer_live.live import Live
+from chutes_autopilot.explorer_live.live_topics import live_topics
+from chutes_autopilot.explorer_live.measured import Measurements
+from chutes_autopilot.explorer_live.minutes import MinuteByMinute
+from chutes_autopilot.explorer_live.proxied import ProxiedJson
+from chutes_autopilot.explorer_live.recorder import Recorder
+from chutes_autopilot.explorer_live.sources import Sources
+from chutes_autopilot.explorer_live.truth import Truth
+from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.settings import Settings
+from chutes_autopilot.storage.disk_cache import DiskCache, InThread
+from chutes_autopilot.storage.history import HistoryStore
+from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
+from chutes_autopilot.web.explorer import live as live_page
+from chutes_autopilot.web.explorer.feed import Feed
+from chutes_autopilot.web.explorer.pages import ExplorerPages
+from chutes_autopilot.web.explorer.parts import ExplorerParts
+from chutes_autopilot.web.explorer.states import Freshness
+from chutes_autopilot.web.explorer.static_files import StaticFiles
+from chutes_autopilot.web.explorer.streams import StreamRoutes
+
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+"""The largest answer of the platform that is passed on or merged."""
+
+MEGABYTE = 1024 * 1024
+
+
+@attrs.define(eq=False)
+class Explorer:
+    """What the explorer adds to the service, and where it is told what happens there.
+
+    :param parts: for mount_explorer.
+    :param listener: for the refreshes of the catalog and of the feed, whose answers it reads too.
+    :param finished: for the relay: each request that is over.
+    :param truth: its ``change_listeners`` hear what happened to models.
+    """
+
+    parts: ExplorerParts
+    listener: BodyListener
+    finished: Callable[[RequestRecord], None]
+    truth: Truth
+
+
+def build_explorer(
+    settings: Settings,
+    reactor: Any,
+    snapshots: SnapshotHolder,
+    http_client: HTTPClient,
+    service: MultiService,
+    draining: Callable[[], bool],
+    *,
+    demo: bool = False,
+) -> Explorer:
+    """The explorer, switched on; what it needs to run is made a part of ``service``.
+
+    :param draining: whether the service is about to stop: nobody may go on to follow it then.
+    :param demo: keep nothing of what is simulated.
+    """
+    in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+    now = reactor.seconds  # Unix time, as the snapshots' is
+    directory = _demo_directory(service) if demo else Path(settings.cache_dir)
+    documents = _documents(settings, reactor, directory, http_client, in_thread)
+    history = HistoryStore(reactor, None if demo else directory, settings.explorer_history_max_mb * MEGABYTE, in_thread)
+    sources = Sources(in_thread, show_private=settings.explorer_show_private)
+    truth = Truth(sources, settings.merge_fuzzy, in_thread, now)
+    recorder = Recorder(history)
+    minutes = MinuteByMinute(recorder, history, truth, sources, snapshots, reactor, now)
+    measurements = Measurements(partial(_listed, snapshots), recorder.failed_over)
+    live = Live(reactor, live_topics(snapshots, measurements, truth, sources), settings.explorer_max_streams, draining)
+    document = listing_document(FULL_LISTING, settings.chutes_api_base_url)
+    listing = ListingRefresh(documents, document, sources, reactor, now)
+    refresh = PeriodicRefresh(listing.refresh_until_known, settings.cache_duration, reactor, random)
+    for each in (documents, history, truth, minutes, live, refresh):
+        each.setServiceParent(service)
+    feed = Feed(lambda: truth.changes_seen, truth.recent, now())
+    parts = ExplorerParts(
+        truth=lambda: truth.current,
+        snapshots=snapshots,
+        documents=documents,
+        history=history,
+        pages=_pages(snapshots, sources, truth, minutes, measurements, now),
+        in_thread=in_thread,
+        now=now,
+        chutes_api_base_url=settings.chutes_api_base_url,
+        models_url=settings.models_url,
+        api_key_configured=settings.chutes_api_key is not None,
+        admin_token=settings.admin_token,
+        cors_origins=settings.explorer_cors_origins,
+        show_private=settings.explorer_show_private,
+        refresh_sources=listing.refresh,
+        measured=measurements.measured,
+        recent_failovers=measurements.failovers,
+        streams=StreamRoutes(live, feed, settings.explorer_cors_origins),
+    )
+    return Explorer(parts, sources, measurements.finished, truth)
+
+
+class _Removed(Service):
+    """A directory that is removed when the service stops."""
+
+    def __init__(self, directory: TemporaryDirectory[str]) -> None:
+        self._directory = directory
+
+    def stopService(self) -> None:
+        super().stopService()
+        self._directory.cleanup()
+
+
+def _demo_directory(service: MultiService) -> Path:
+    directory = TemporaryDirectory(prefix="chutes-autopilot-demo-", ignore_cleanup_errors=True)
+    _Removed(directory).setServiceParent(service)
+    return Path(directory.name)
+
+
+def _documents(
+    settings: Settings, reactor: Any, directory: Path, http_client: HTTPClient, in_thread: InThread
+) -> ProxiedJson:
+    def fetch(url: str, headers: tuple[tuple[str, str], ...]) -> Awaitable[FetchedAnswer]:
+        return fetch_answer(
+            http_client,
+            url,
+            clock=reactor,
+            timeout=settings.control_plane_timeout,
+            max_bytes=MAX_DOCUMENT_BYTES,
+            headers=headers,
+        )
+
+    cache = DiskCache(directory, in_thread)
+    return ProxiedJson(cache, fetch, settings.cache_duration, reactor.seconds, in_thread, settings.chutes_api_key)
+
+
+def _listed(snapshots: SnapshotHolder, model: str) -> str | None:
+    """The catalog's name that a sent one stands for."""
+    catalog = snapshots.current.catalog
+    if catalog is None:
+        return None
+    base = base_of(model, catalog.ids)
+    return base if base in catalog.ids else None
+
+
+def _pages(
+    snapshots: SnapshotHolder,
+    sources: Sources,
+    truth: Truth,
+    minutes: MinuteByMinute,
+    measurements: Measurements,
+    now: Callable[[], float],
+) -> ExplorerPages:
+    def freshness() -> Sequence[Freshness]:
+        return [
+            Freshness(
+                each.source,
+                None if each.fetched_at is None else max(0.0, now() - each.fetched_at),
+                each.state,
+                each.trouble,
+            )
+            for each in sources.all()
+        ]
+
+    def measured() -> Mapping[str, live_page.Measured]:
+        return {
+            model: live_page.Measured(each.requests, each.failures, each.ttft)
+            for model, each in measurements.measured().items()
+        }
+
+    def failovers() -> Sequence[live_page.Failover]:
+        return [live_page.Failover(each.at, each.model, each.next_model, each.why) for each in measurements.failovers()]
+
+    return ExplorerPages(
+        truth=lambda: None if truth.current is None else truth.current.merged,
+        ranking=lambda: snapshots.current,
+        sparklines=lambda: minutes.sparklines,
+        freshness=freshness,
+        changes=truth.recent,
+        now=now,
+        files=StaticFiles.load(),
+        measured=measured,
+        failovers=failovers,
+    )

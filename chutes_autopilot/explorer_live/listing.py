@@ -1,0 +1,52 @@
+"""The listing of all chutes kept up to date, through the same cache from which visitors are served."""
+
+from collections.abc import Callable
+
+from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from chutes_autopilot.explorer.cache_names import Document
+from chutes_autopilot.explorer.records import CHUTES
+from chutes_autopilot.explorer_live.proxied import ProxiedJson, ProxyError
+from chutes_autopilot.explorer_live.sources import Sources
+
+RETRY_SECONDS = 10.0
+"""How soon the listing is asked for again as long as it was never had."""
+
+
+@define(eq=False)
+class ListingRefresh:
+    """Fetches the listing for the merge; what a visitor or an earlier process fetched just now is as good.
+
+    :param document: all chutes on one page.
+    :param now: Unix time, seconds.
+    """
+
+    _documents: ProxiedJson
+    _document: Document
+    _sources: Sources
+    _clock: IReactorTime
+    _now: Callable[[], float]
+    _begun: bool = field(default=False, init=False)
+
+    async def refresh(self) -> None:
+        """Have the newest answer read, or an old one where there is nothing better. Only cancellation gets out."""
+        fresh, self._begun = self._begun, True
+        document = self._document
+        try:
+            answer = await self._documents.get(document.name, document.url, with_key=document.with_key, fresh=fresh)
+        except ProxyError as error:
+            self._sources.in_trouble(CHUTES, error.error)
+            return
+        if answer.outcome != "STALE" or self._sources[CHUTES].records is None:
+            await self._sources.take(CHUTES, answer.body, self._now() - answer.age)
+        if answer.outcome == "STALE":
+            self._sources.in_trouble(CHUTES, "the platform gave no newer answer")
+
+    async def refresh_until_known(self) -> None:
+        """The same; as long as nothing was ever had, again every RETRY_SECONDS."""
+        await self.refresh()
+        while self._sources[CHUTES].records is None:
+            await deferLater(self._clock, RETRY_SECONDS)
+            await self.refresh()

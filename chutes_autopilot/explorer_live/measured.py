@@ -1,0 +1,125 @@
+"""What this service itself sees of the models: requests, failures, times to the first token, failovers.
+
+It is told of every request that ends, so all it does then is a few additions; whoever wants to know more works for it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+from attrs import define, field, frozen
+
+from chutes_autopilot.observe.record import RequestRecord
+
+SAMPLES = 64
+"""The last times to a first token that count for a model's."""
+
+MAX_MODELS = 1000
+"""Most models that are told apart; all further ones count as OTHERS."""
+
+MAX_FAILOVERS = 200
+"""Failovers kept."""
+
+OTHERS = "(others)"
+
+
+@frozen
+class Measured:
+    """What was seen of one model since the start.
+
+    :param requests: attempts that were sent to it.
+    :param failures: those that failed before the first byte.
+    :param ttft: median of the last streams' times to the first token, in seconds; None before the first.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    ttft: float | None = None
+
+
+@frozen
+class Failover:
+    """One attempt that failed before its first byte, and what took its place; it says nothing of who asked.
+
+    :param at: Unix time.
+    :param why: one of policy.failover's reasons.
+    :param next_model: None where there was no other.
+    """
+
+    at: float
+    model: str
+    why: str
+    next_model: str | None
+
+
+@define(eq=False)
+class _Counts:
+    requests: int = 0
+    failures: int = 0
+    ttfts: deque[float] = field(factory=lambda: deque(maxlen=SAMPLES))
+
+
+class Measurements:
+    """Counts finished requests by model.
+
+    :param listed: the name in the catalog that a sent one stands for, or None: what clients make up is not shown.
+    :param failed_over: told of each failover: model, reason, next model.
+    :ivar version: changes with anything that is counted.
+    :ivar failovers_seen: failovers so far, those of `failovers` and older ones.
+    """
+
+    def __init__(
+        self, listed: Callable[[str], str | None], failed_over: Callable[[str, str, str | None], object]
+    ) -> None:
+        self.version = 0
+        self.failovers_seen = 0
+        self._listed = listed
+        self._failed_over = failed_over
+        self._models: dict[str, _Counts] = {}
+        self._failovers: deque[Failover] = deque(maxlen=MAX_FAILOVERS)
+
+    def finished(self, record: RequestRecord) -> None:
+        """Count a request that is over; called for every one."""
+        attempts = record.attempts
+        if not attempts:
+            return
+        self.version += 1
+        counts = None
+        for place, attempt in enumerate(attempts):
+            model = self._name(attempt.model)
+            counts = self._models.get(model)
+            if counts is None:
+                counts = self._models[model] = _Counts()
+            counts.requests += 1
+            if attempt.failure is not None:
+                counts.failures += 1
+                after = attempts[place + 1].model if place + 1 < len(attempts) else None
+                self._moved_on(attempt.failed or record.received, model, attempt.failure, after)
+        first_byte = record.first_byte
+        if counts is not None and record.stream and first_byte is not None and attempts[-1].failure is None:
+            # an attempt begins when the one before it has failed
+            begun = attempts[-2].failed if len(attempts) > 1 else record.first_attempt
+            counts.ttfts.append(max(0.0, first_byte - (record.received if begun is None else begun)))
+
+    def measured(self) -> dict[str, Measured]:
+        """What was seen of each model, by its name."""
+        return {
+            model: Measured(counts.requests, counts.failures, median(counts.ttfts) if counts.ttfts else None)
+            for model, counts in self._models.items()
+        }
+
+    def failovers(self) -> tuple[Failover, ...]:
+        """The last failovers, the newest first."""
+        return tuple(self._failovers)
+
+    def _name(self, model: str) -> str:
+        if model in self._models:
+            return model
+        name = self._listed(model) or OTHERS
+        return name if name in self._models or len(self._models) < MAX_MODELS else OTHERS
+
+    def _moved_on(self, at: float, model: str, why: str, after: str | None) -> None:
+        next_model = None if after is None else self._name(after)
+        self._failovers.appendleft(Failover(at, model, why, next_model))
+        self.failovers_seen += 1
+        self._failed_over(model, why, next_model)

@@ -1,0 +1,247 @@
+"""The ranking as it moves: who stands where and why, what failed over, and what this service itself measured."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
+
+from chutes_autopilot.explorer.eligibility import EXPLANATIONS, Excluded
+from chutes_autopilot.explorer.reasons import ScoreParts, score_parts, sentence
+from chutes_autopilot.policy.ranking import Ranked
+from chutes_autopilot.web.explorer import figures
+from chutes_autopilot.web.explorer.figures import UNKNOWN
+from chutes_autopilot.web.explorer.markup import Html, element
+from chutes_autopilot.web.explorer.states import disabled
+
+_SHOWN = 100
+_KEPT_FAILOVERS = 40
+
+
+@attrs.frozen
+class Measured:
+    """What this service itself saw of one model.
+
+    :param ttft: middle time to the first token, in seconds; None before the first answer.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    ttft: float | None = None
+
+
+@attrs.frozen
+class Failover:
+    """One attempt that failed before the first byte, and what took its place.
+
+    :param at: Unix seconds.
+    :param model: the one that failed; ``next_model`` was tried then, None where no one was left.
+    :param why: the kind of failure, a word of the failover's rules.
+    """
+
+    at: float
+    model: str
+    next_model: str | None
+    why: str
+
+
+NOT_MEASURED = Measured()
+
+
+def live_tab(
+    ranking: Sequence[Ranked],
+    others: Sequence[Excluded],
+    measured: Mapping[str, Measured],
+    failovers: Sequence[Failover],
+    *,
+    snapshot: int,
+    streams: bool,
+) -> Html:
+    """Everything of the tab.
+
+    :param others: the models that are no candidates.
+    :param snapshot: the id of the router's snapshot, the same that decisions name.
+    :param streams: whether updates come by themselves.
+    """
+    return element(
+        "div",
+        element(
+            "section",
+            element(
+                "header",
+                element("h1", "Live ranking", id="live-title"),
+                _indicator(streams, snapshot, len(ranking)),
+            ),
+            _ranking(ranking, others, measured) if ranking else _no_candidates(),
+            class_="ranking",
+            aria_labelledby="live-title",
+        ),
+        element(
+            "section",
+            element("h2", "Failovers", id="failovers-title"),
+            _failovers(failovers),
+            class_="failovers",
+            aria_labelledby="failovers-title",
+        ),
+        class_="live",
+        id="live",
+        data_stream="/api/events" if streams else None,
+    )
+
+
+def _indicator(streams: bool, snapshot: int, count: int) -> Html:
+    return element(
+        "p",
+        element("span", class_=f"dot {'loading' if streams else 'disabled'}", id="stream-dot", aria_hidden="true"),
+        element("span", "not connected" if streams else "updates are off", id="stream-state"),
+        element("span", f"{count} candidates, snapshot {snapshot}", class_="dim"),
+        element("button", "Pause", type="button", id="pause", class_="scripted", aria_pressed="false")
+        if streams
+        else None,
+        class_="indicator",
+    )
+
+
+def _no_candidates() -> Html:
+    return element(
+        "section",
+        element("h2", "No model can be chosen now"),
+        element("p", "The live feed has not come yet, or no listed model has an active instance. "
+                     "Requests for the alias are refused until one has."),
+        class_="state empty",
+    )  # fmt: skip
+
+
+def _ranking(ranking: Sequence[Ranked], others: Sequence[Excluded], measured: Mapping[str, Measured]) -> Html:
+    widest = max(max(parts.idle + parts.room, parts.refusals) for parts in map(score_parts, ranking))
+    shown = ranking[:_SHOWN]
+    table = element(
+        "table",
+        element("caption", "Candidates of the alias, best first", class_="sr"),
+        element("thead", element("tr", _heads())),
+        element("tbody", (_candidate(ranking, place, measured, widest) for place in range(len(shown))), id="ranks"),
+        class_="ranks",
+    )
+    rest = len(ranking) - len(shown)
+    more = element("p", f"and {rest} more; GET /api/ranking has all of them", class_="dim") if rest > 0 else None
+    return element(
+        "div", table, more, _excluded(others), class_="scroll", tabindex="0", role="region", aria_label="Ranking"
+    )
+
+
+def _excluded(others: Sequence[Excluded]) -> Html | None:
+    if not others:
+        return None
+    reasons = Counter(each.reason for each in others)
+    return element(
+        "details",
+        element("summary", "Not candidates", element("span", str(len(others)), class_="count")),
+        (
+            element(
+                "section",
+                element("h3", EXPLANATIONS[reason], element("span", str(count), class_="count")),
+                element("p", ", ".join(each.name for each in others if each.reason == reason), class_="dim"),
+            )
+            for reason, count in reasons.most_common()
+        ),
+        id="excluded",
+        class_="excluded",
+    )
+
+
+def _heads() -> Iterator[Html]:
+    for title, full, number in (
+        ("#", "Place", True),
+        ("Model and reason", None, False),
+        ("Score", "Score in idle instances", True),
+        ("Parts", "Parts of the score: idle, room to grow, refusals", False),
+        ("Load", "Weighted load", True),
+        ("Refused", "Weighted share of refused requests", True),
+        ("Inst.", "Active instances", True),
+        ("Here", "Requests through this service", True),
+        ("Failed", "Failures through this service", True),
+        ("TTFT", "Time to the first token through this service", True),
+    ):
+        yield element(
+            "th",
+            element("abbr", title, title=full) if full else title,
+            scope="col",
+            class_="n" if number else None,
+        )
+
+
+def _candidate(ranking: Sequence[Ranked], place: int, measured: Mapping[str, Measured], widest: float) -> Html:
+    ranked = ranking[place]
+    own = measured.get(ranked.model, NOT_MEASURED)
+    parts = score_parts(ranked)
+    owner, slash, base = ranked.model.rpartition("/")
+    return element(
+        "tr",
+        element("td", str(place + 1), class_="n place"),
+        element(
+            "th",
+            element("span", owner + slash, class_="org") if slash else None,
+            element("span", base, class_="name"),
+            element("span", sentence(ranking, place), class_="why"),
+            scope="row",
+        ),
+        element("td", f"{ranked.score:.2f}", class_="n strong", data_label="Score"),
+        element("td", _parts(parts, widest), class_="parts"),
+        element("td", figures.percent(ranked.utilization), class_="n", data_label="Load"),
+        element("td", _refused(ranked.rate_limit), class_="n", data_label="Refused"),
+        element("td", f"{ranked.active_instance_count:g}", class_="n", data_label="Inst."),
+        element("td", f"{own.requests:,}" if own.requests else UNKNOWN, class_="n", data_label="Here"),
+        element("td", _failures(own), class_="n", data_label="Failed"),
+        element("td", UNKNOWN if own.ttft is None else f"{own.ttft:.2f} s", class_="n", data_label="TTFT"),
+        id=f"rank-{ranked.model}",
+    )
+
+
+def _parts(parts: ScoreParts, widest: float) -> tuple[Html, Html]:
+    said = f"idle {parts.idle:.2f}"
+    if parts.room:
+        said += f" + room {parts.room:.2f}"
+    if parts.refusals:
+        said += f" − refused {parts.refusals:.2f}"  # noqa: RUF001
+    return figures.score_bar(parts.idle, parts.room, parts.refusals, widest), element("span", said, class_="dim")
+
+
+def _refused(share: float) -> Html:
+    return element("span", figures.percent(share), class_="limited" if share >= 0.01 else "zero" if not share else None)
+
+
+def _failures(own: Measured) -> Html:
+    if not own.requests:
+        return UNKNOWN
+    return element("span", f"{own.failures:,}", class_="limited" if own.failures else "zero")
+
+
+def _failovers(failovers: Sequence[Failover]) -> Html:
+    if not failovers:
+        return element("p", "None since this service started. An attempt that fails before its first byte is shown "
+                            "here with the model that took its place.", class_="dim")  # fmt: skip
+    return element(
+        "ol",
+        (
+            element(
+                "li",
+                figures.clock(failover.at),
+                element("span", failover.model, class_="from"),
+                element(
+                    "p",
+                    element("span", failover.why, class_="mark warn"),
+                    " → " + failover.next_model
+                    if failover.next_model
+                    else element("span", " no candidate left", class_="limited"),
+                ),
+            )
+            for failover in failovers[:_KEPT_FAILOVERS]
+        ),
+        id="failovers",
+        tabindex="0",
+        aria_label="Failovers, newest first",
+    )
+
+
+def live_is_off() -> Html:
+    """Where the explorer serves no streams."""
+    return disabled("Live", "Set EXPLORER_MAX_STREAMS above 0 to have updates sent to this page.")

@@ -1,0 +1,108 @@
+"""What the service itself sees of the models, told by the records of finished requests."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chutes_autopilot.explorer_live.measured import MAX_FAILOVERS, MAX_MODELS, OTHERS, SAMPLES, Measured, Measurements
+from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
+
+LISTED = {"a", "b", "c"}
+
+
+class Seen:
+    """Measurements of a catalog of three models, and the failovers that were handed on."""
+
+    def __init__(self) -> None:
+        self.handed_on: list[tuple[str, str, str | None]] = []
+        self.measurements = Measurements(self.listed, lambda *failover: self.handed_on.append(failover))
+        self.finished = self.measurements.finished
+
+    @staticmethod
+    def listed(model: str) -> str | None:
+        base = model.partition(":")[0]
+        return base if base in LISTED else None
+
+
+def record(*attempts: AttemptRecord, first_byte: float | None = None, stream: bool = True) -> RequestRecord:
+    made = RequestRecord("id", 100.0, stream=stream, attempts=list(attempts), first_byte=first_byte)
+    made.first_attempt = 100.5 if attempts else None
+    return made
+
+
+def failed(model: str, at: float, why: str = "upstream_503") -> AttemptRecord:
+    return AttemptRecord(model, status=503, failure=why, failed=at)
+
+
+def answered(model: str) -> AttemptRecord:
+    return AttemptRecord(model, status=200)
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+def test_requests_failures_and_first_tokens_are_counted_by_model(seen: Seen) -> None:
+    """The time to the first token begins with the attempt that brought it; its median counts."""
+    seen.finished(record(answered("a"), first_byte=101.0))
+    seen.finished(record(answered("a"), first_byte=109.5))
+    seen.finished(record(answered("a:THINKING"), first_byte=102.5))
+    seen.finished(record(failed("a", 103.0), answered("b"), first_byte=104.0))
+    assert seen.measurements.measured() == {"a": Measured(4, 1, 2.0), "b": Measured(1, 0, 1.0)}
+
+
+def test_only_streams_have_a_time_to_the_first_token(seen: Seen) -> None:
+    """The first byte of an answer in one piece comes with its last token; one that never came counts for nothing."""
+    seen.finished(record(answered("a"), first_byte=101.0, stream=False))
+    seen.finished(record(failed("b", 103.0), first_byte=None))
+    assert seen.measurements.measured() == {"a": Measured(1, 0, None), "b": Measured(1, 1, None)}
+
+
+def test_failovers_are_kept_with_what_took_their_place(seen: Seen) -> None:
+    """The newest first; the last one of a request has no other behind it; each is handed on to the history."""
+    seen.finished(record(failed("a", 101.0), failed("b", 102.0, "upstream_connect_error")))
+    last, first = seen.measurements.failovers()
+    assert (first.at, first.model, first.why, first.next_model) == (101.0, "a", "upstream_503", "b")
+    assert (last.at, last.model, last.why, last.next_model) == (102.0, "b", "upstream_connect_error", None)
+    assert seen.handed_on == [("a", "upstream_503", "b"), ("b", "upstream_connect_error", None)]
+    assert seen.measurements.failovers_seen == 2
+
+
+def test_what_clients_make_up_is_shown_under_no_name(seen: Seen) -> None:
+    """A model that is not listed counts with all others of its kind."""
+    seen.finished(record(failed("my secret project", 101.0), answered("x" * 300)))
+    assert set(seen.measurements.measured()) == {OTHERS}
+    assert {(each.model, each.next_model) for each in seen.measurements.failovers()} == {(OTHERS, OTHERS)}
+
+
+def test_a_request_that_was_never_sent_changes_nothing(seen: Seen) -> None:
+    """Refused requests have no attempts."""
+    seen.finished(record())
+    assert (seen.measurements.version, seen.measurements.measured()) == (0, {})
+
+
+def test_memory_is_bounded() -> None:
+    """However many models, samples and failovers there are."""
+    measurements = Measurements(lambda model: model, lambda *_: None)
+    for number in range(MAX_MODELS + 50):
+        measurements.finished(record(failed(f"m{number}", 101.0)))
+    for number in range(SAMPLES + 50):
+        measurements.finished(record(answered("m0"), first_byte=101.0 + (number >= 50)))
+    measured = measurements.measured()
+    assert len(measured) == MAX_MODELS + 1
+    assert measured[OTHERS].failures == 50
+    assert measured["m0"].ttft == 1.5  # the oldest samples are forgotten
+    assert len(measurements.failovers()) == MAX_FAILOVERS
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.booleans()), max_size=4), max_size=20))
+def test_every_attempt_counts_once(requests: list[list[tuple[str, bool]]]) -> None:
+    """Requests and failures add up to those of the records, whatever they are."""
+    seen = Seen()
+    for attempts in requests:
+        seen.finished(record(*(failed(m, 101.0) if bad else answered(m) for m, bad in attempts)))
+    measured = seen.measurements.measured().values()
+    assert sum(each.requests for each in measured) == sum(map(len, requests))
+    assert sum(each.failures for each in measured) == sum(bad for attempts in requests for _, bad in attempts)
+    assert seen.measurements.failovers_seen == len(seen.handed_on) == sum(each.failures for each in measured)

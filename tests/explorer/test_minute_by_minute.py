@@ -1,0 +1,158 @@
+"""The history of each minute, and what pages have of it at hand."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from explorer_samples import chute_json, listing_body, uuid
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
+from chutes_autopilot.explorer.changes import Change, FieldChange
+from chutes_autopilot.explorer.records import CHUTES
+from chutes_autopilot.explorer_live.minutes import MAX_AGE, MINUTE, MinuteByMinute, change_of, recorded_change
+from chutes_autopilot.explorer_live.recorder import Recorder
+from chutes_autopilot.explorer_live.sources import Sources
+from chutes_autopilot.explorer_live.truth import Truth
+from chutes_autopilot.policy.catalog import parse_catalog
+from chutes_autopilot.policy.ranking import rank
+from chutes_autopilot.policy.utilization import parse_utilization
+from chutes_autopilot.storage.history import HistoryUnavailable
+from chutes_autopilot.storage.history_rows import CatalogChange, HistoryRow
+
+CATALOG = json.dumps({"data": [{"id": "a", "chute_id": uuid(1)}]}).encode()
+FEED = json.dumps(
+    [
+        {
+            "name": "a",
+            "chute_id": uuid(1),
+            "active_instance_count": 4,
+            "total_instance_count": 5,
+            "utilization_current": 0.25,
+            "utilization_5m": 0.5,
+        }
+    ]
+).encode()
+PRICE = {"per_million_tokens": {"input": {"usd": 0.5}, "output": {"usd": 1.5}}, "usd": {"hour": 4.0}}
+
+
+class Store:
+    """A history that keeps what it is given, or fails."""
+
+    def __init__(self) -> None:
+        self.minutes: list[tuple[float, Sequence[HistoryRow], tuple[CatalogChange, ...]]] = []
+        self.kept: tuple[CatalogChange, ...] = ()
+        self.failing = False
+
+    def record(self, at: float, rows: Sequence[HistoryRow], changes: Any, failovers: Any) -> Deferred[None]:
+        if self.failing:
+            return fail(HistoryUnavailable("full"))
+        self.minutes.append((at, rows, tuple(changes)))
+        return succeed(None)
+
+    def changes(self, since: float, limit: int) -> Deferred[tuple[CatalogChange, ...]]:
+        return succeed(self.kept)
+
+    def sparklines(self, now: float) -> Deferred[dict[str, tuple[float | None, ...]]]:
+        return succeed({uuid(1): (0.5,)})
+
+    def first_seen(self) -> Deferred[dict[str, int]]:
+        return succeed({uuid(1): 77})
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000.0)
+        self.store: Any = Store()
+        self.snapshots = SnapshotHolder()
+
+        def in_thread(work: Any, *given: Any) -> Deferred[Any]:
+            return succeed(work(*given))
+
+        self.sources = Sources(in_thread)
+        self.truth = Truth(self.sources, "off", in_thread, self.clock.seconds)
+        self.minutes = MinuteByMinute(
+            Recorder(self.store), self.store, self.truth, self.sources, self.snapshots, self.clock, self.clock.seconds
+        )
+
+    def start(self) -> None:
+        self.truth.startService()
+        self.minutes.startService()
+
+    def arrive(self) -> None:
+        now = self.clock.seconds()
+        self.sources.fetched("catalog", CATALOG, now)
+        self.sources.fetched("utilization", FEED, now)
+        listing = listing_body(chute_json(1, "a", current_estimated_price=PRICE), chute_json(2, "b"))
+        Deferred.fromCoroutine(self.sources.take(CHUTES, listing, now))
+        ranking = rank(parse_utilization(FEED).rows, parse_catalog(CATALOG))
+        self.snapshots.current = Snapshot(1, feed_fetched_at=now, ranking=ranking)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_every_minute_has_a_row_for_each_chute(world: World) -> None:
+    """Load, instances, place, score and prices as they are known, once there is anything to record."""
+    world.start()
+    world.clock.advance(MINUTE)
+    assert world.store.minutes == []
+    world.arrive()
+    world.clock.advance(MINUTE)
+    ((at, rows, _),) = world.store.minutes
+    assert at == 1_000_000.0 + 2 * MINUTE
+    score = world.snapshots.current.ranking[0].score
+    assert rows == (
+        HistoryRow(uuid(1), "a", 0.25, 4, 5, 1, score, price_input=0.5, price_output=1.5, price_hour=4.0),
+        HistoryRow(uuid(2), "b"),
+    )
+
+
+def test_what_an_old_feed_said_is_a_gap(world: World) -> None:
+    """Prices stay; load, instances and places are not those of this minute."""
+    world.start()
+    world.arrive()
+    world.clock.pump([MINUTE] * int(MAX_AGE / MINUTE + 1))
+    row = world.store.minutes[-1][1][0]
+    assert (row.utilization, row.active_instances, row.rank, row.score) == (None, None, None, None)
+    assert row.price_input == 0.5
+
+
+def test_changes_are_written_with_the_next_minute(world: World) -> None:
+    """They come back from the history as they were."""
+    world.start()
+    world.arrive()
+    change = Change("price.changed", 5.0, uuid(1), uuid(1), "a", (FieldChange("price.input", 1.0, 2.0, "usd"),))
+    for listener in world.truth.change_listeners:
+        listener([change])
+    world.clock.advance(MINUTE)
+    ((_, _, changes),) = world.store.minutes
+    assert changes == (recorded_change(change),)
+    assert change_of(changes[0]) == change
+
+
+def test_pages_have_the_lines_and_earlier_changes_at_hand(world: World) -> None:
+    """From the start on, as soon as the history is open."""
+    world.store.kept = (recorded_change(Change("model.added", 5.0, "k", None, "a")),)
+    world.start()
+    assert world.minutes.sparklines == {uuid(1): (0.5,)}
+    assert world.minutes.first_seen == {uuid(1): 77}
+    assert [change.name for change in world.truth.recent(5)] == ["a"]
+
+
+def test_a_history_that_fails_ends_nothing(world: World) -> None:
+    """The next minutes are written when it can be written again."""
+    world.start()
+    world.arrive()
+    world.store.failing = True
+    world.clock.pump([MINUTE] * 2)
+    world.store.failing = False
+    world.clock.advance(MINUTE)
+    assert len(world.store.minutes) == 1
+    world.minutes.stopService()
+    assert not world.clock.getDelayedCalls()

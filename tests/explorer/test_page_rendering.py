@@ -1,0 +1,438 @@
+"""The explorer's page as it is rendered: honest, harmless, and complete without scripts."""
+
+import gzip
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from page_service import CHUTES, FRESH, LOADS, MODELS, Node, PageService, chute, load, merged, model, snapshot, uuid
+
+from chutes_autopilot.explorer.changes import Change, FieldChange
+from chutes_autopilot.explorer.merge import Merged
+from chutes_autopilot.web.explorer.live import Failover, Measured
+from chutes_autopilot.web.explorer.states import Freshness
+
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}&lt;b&gt; javascript:alert(3)"
+TABS = ("/", "/live", "/merge", "/changes", f"/?model={uuid(1)}", f"/?compare={uuid(1)},{uuid(2)}")
+
+
+def names(rows: list[Node]) -> list[str | None]:
+    return [row.one("th").one("a", class_="name").attributes["title"] for row in rows]
+
+
+def rows(page: Node) -> list[Node]:
+    return page.one("tbody", id="rows").children
+
+
+def cell(row: Node, column: str) -> Node:
+    return row.one("td", class_=f"c-{column}")
+
+
+def hostile_service() -> PageService:
+    everything = {
+        "tagline": HOSTILE, "slug": HOSTILE, "version": HOSTILE, "revision": HOSTILE, "standard_template": HOSTILE,
+        "user": {"username": HOSTILE}, "supported_gpus": [HOSTILE], "tee": False,
+    }  # fmt: skip
+    said = {
+        "root": HOSTILE, "owned_by": HOSTILE, "quantization": HOSTILE, "input_modalities": [HOSTILE],
+        "output_modalities": [HOSTILE], "supported_features": [HOSTILE], "confidential_compute": True,
+        "supported_sampling_parameters": [HOSTILE],
+    }  # fmt: skip
+    chutes = [chute(1, HOSTILE, **everything), chute(2, HOSTILE + "2", **everything), chute(3, HOSTILE + "/x")]
+    models = [
+        model(1, HOSTILE + "!", **said),
+        model(2, HOSTILE + "2", **said),
+        {"id": HOSTILE + "no id"},
+        model(8, HOSTILE + "/x"),
+    ]
+    loads = [load(1, HOSTILE, action_taken=HOSTILE), load(9, HOSTILE + "9")]
+    change = Change("model.changed", 1.0, HOSTILE, None, HOSTILE, (FieldChange("root", HOSTILE, HOSTILE + "new"),))
+    return PageService(
+        truth=lambda: merged(chutes, models, loads),
+        ranking=lambda: snapshot(models, loads),
+        freshness=lambda: (Freshness("chutes", 5.0, "stale", HOSTILE), *FRESH[1:]),
+        changes=lambda limit: (change,),
+        measured=lambda: {HOSTILE: Measured(1, 1, 1.0)},
+        failovers=lambda: (Failover(1.0, HOSTILE, HOSTILE, HOSTILE),),
+        service_url=HOSTILE,
+    )
+
+
+def every_node(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from every_node(child)
+
+
+@pytest.mark.parametrize("target", [*TABS, f"/?q={quote(HOSTILE)}", f"/?model={quote('v1:' + HOSTILE + 'no id')}"])
+def test_whatever_strangers_write_is_shown_as_text(target: str) -> None:
+    """Markup in names, fields, reasons and parameters makes no element, no attribute and no foreign address."""
+    page = hostile_service().page(target)
+    assert "<script>alert(1)</script>" in page.text
+    for node in every_node(page):
+        assert node.name not in ("img", "style", "iframe", "object", "embed", "base")
+        assert node.name != "script" or (node.attributes["src"] or "").startswith("/static/app.")
+        for name, value in node.attributes.items():
+            assert not name.startswith("on")
+            assert name != "style"
+            assert name not in ("href", "src", "action") or (value or "").startswith(("/", "#")) or value == ""
+
+
+@pytest.mark.parametrize("target", TABS)
+def test_a_page_needs_nothing_inline_and_nothing_from_elsewhere(target: str) -> None:
+    """The policy forbids inline code and other sites, and the page has neither."""
+    answer = PageService().get(target)
+    assert answer.headers["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    page = answer.page
+    assert len(page.find("h1")) == 1
+    assert len({node.attributes.get("id") for node in every_node(page)} - {None}) == sum(
+        "id" in node.attributes for node in every_node(page)
+    )
+    assert not any("style" in node.attributes or node.name == "style" for node in every_node(page))
+    assert all(not script.text for script in page.find("script"))
+
+
+def test_each_price_has_its_own_unit_and_what_is_unknown_is_no_zero() -> None:
+    """Tokens, steps and nothing known look different; 0 is free."""
+    page = PageService().page("/?sort=name")
+    alpha, beta, painter = rows(page)
+    assert [cell(alpha, name).text for name in ("input", "cached", "output", "blended")] == [
+        "0.50",
+        "free",
+        "1.50",
+        "0.75",
+    ]
+    assert [cell(beta, name).text for name in ("input", "cached", "output", "blended")] == ["0.25", "–", "–", "–"]  # noqa: RUF001
+    price = painter.one("td", class_="c-price")
+    assert price.text == "0.002 / step"
+    assert price.attributes["colspan"] == "4"
+    assert cell(painter, "utilization").text == "–"  # noqa: RUF001
+    assert cell(painter, "modalities").one("span", class_="inferred").text == "text → image"
+
+
+def test_tee_shows_only_where_nobody_disagrees() -> None:
+    """A conflict is a question mark and not protection."""
+    disagreeing = [chute(1, "a", tee=True), chute(2, "b", tee=True), chute(3, "c", tee=False)]
+    models = [model(1, "a", confidential_compute=False), model(2, "b", confidential_compute=True)]
+    page = PageService(truth=lambda: merged(disagreeing, models, [])).page("/?sort=name")
+    assert [[mark.text for mark in row.find("span", class_="mark")] for row in rows(page)] == [["TEE?"], ["TEE"], []]
+
+
+def test_the_head_of_a_column_is_a_button_that_sorts_and_then_turns_round() -> None:
+    """Sorting works without scripts, says so in aria-sort, and leaves what is unknown at the end."""
+    service = PageService()
+    page = service.page("/")
+    head = page.one("th", aria_sort="descending")
+    assert head.one("button").attributes["id"] == "sort-requests"
+    assert names(rows(page)) == ["acme/Beta", "acme/Alpha", "painter"]
+    button = page.one("button", id="sort-input")
+    assert (button.attributes["name"], button.attributes["value"], button.attributes["form"]) == (
+        "sort",
+        "price_input",
+        page.one("form", role="search").attributes["id"],
+    )
+    page = service.page("/?sort=price_input")
+    assert names(rows(page)) == ["acme/Beta", "acme/Alpha", "painter"]
+    assert page.one("th", aria_sort="ascending").one("button").attributes["value"] == "-price_input"
+    page = service.page("/?sort=-price_input")
+    assert names(rows(page)) == ["acme/Alpha", "acme/Beta", "painter"]
+
+
+def test_enter_in_the_search_field_keeps_the_order() -> None:
+    """The form's first button, which Enter presses, carries the order that is shown."""
+    page = PageService().page("/?sort=name")
+    first = page.one("form", role="search").find("button", type="submit")[0]
+    assert (first.attributes["name"], first.attributes["value"]) == ("sort", "name")
+
+
+def test_filters_come_from_the_address_and_stay_in_every_further_one() -> None:
+    """Chips tell how many they would leave; links of chips and rows keep what is set, and the form sends it again."""
+    service = PageService()
+    page = service.page("/?kind=chat&quantization=fp8&sort=name")
+    assert names(rows(page)) == ["acme/Beta"]
+    chips = {chip.attributes["id"]: chip for chip in page.find("a", class_="chip")}
+    assert chips["chip-kind-chat"].text == "chat 1"
+    assert chips["chip-kind-chat"].attributes["aria-current"] == "true"
+    assert chips["chip-kind-chat"].attributes["href"] == "/?quantization=fp8&sort=name"
+    assert chips["chip-tee"].attributes["href"] == "/?kind=chat&tee=true&quantization=fp8&sort=name"
+    opening = page.one("a", id=f"open-{uuid(2)}").attributes["href"]
+    assert opening == f"/?kind=chat&quantization=fp8&sort=name&model={uuid(2)}"
+    form = page.one("form", role="search")
+    assert [(field.attributes["name"], field.attributes["value"]) for field in form.find("input", type="hidden")] == [
+        ("kind", "chat")
+    ]
+    assert form.one("select", name="quantization").one("option", value="fp8").attributes == {
+        "value": "fp8",
+        "selected": None,
+    }
+    closing = service.page(opening or "").one("a", id="close")
+    assert closing.attributes["href"] == "/?kind=chat&quantization=fp8&sort=name"
+
+
+def test_exports_are_of_what_is_filtered() -> None:
+    """The links to files carry the filters and the order, and nothing else of the page's state."""
+    page = PageService().page(f"/?q=acme&sort=name&model={uuid(1)}&cols=kind")
+    assert [link.attributes["href"] for link in page.one("details", id="export").find("a")] == [
+        f"/api/catalog?q=acme&sort=name&format={name}" for name in ("csv", "ndjson", "md")
+    ]
+
+
+def test_the_reader_chooses_the_columns() -> None:
+    """The chosen ones are shown in their usual order; a form that sends the usual ones changes nothing."""
+    service = PageService()
+    page = service.page("/?cols=owner&cols=context,nonsense")
+    assert [head.find("span")[0].text for head in page.one("thead").find("th")] == ["Model", "Context", "Owner"]
+    boxes = service.page("/").one("details", id="columns").find("input", name="cols")
+    usual = ",".join(box.attributes["value"] or "" for box in boxes if "checked" in box.attributes)
+    assert "cols" not in (service.page(f"/?cols={usual}").one("a", id="chip-all").attributes["href"] or "")
+
+
+def test_the_panel_tells_every_field_its_source_and_how_to_call_the_model() -> None:
+    """Values, sources, conflicts, reason and a snippet whose quoting holds."""
+    awkward = 'o\'Neill/"M"'
+    service = PageService(
+        truth=lambda: merged([chute(1, awkward)], [model(1, awkward)], [load(1, awkward)]),
+        ranking=lambda: snapshot([model(1, awkward)], [load(1, awkward)]),
+        service_url="https://gateway.example",
+    )
+    panel = service.page(f"/?model={uuid(1)}").one("aside")
+    curl, python = (code.text for code in panel.find("code"))
+    assert "https://gateway.example/v1/chat/completions" in curl
+    assert """'{"model": "o'\\''Neill/\\"M\\"", """ in curl
+    assert 'model="o\'Neill/\\"M\\""' in python
+    assert "number 1 of 1" in panel.one("p", class_="why").text
+    fields = {line.one("th").text: [each.text for each in line.find("td")] for line in panel.one("tbody").find("tr")}
+    assert fields["context_length"] == ["1,000", "/v1/models"]
+    assert fields["active_instance_count"] == ["2", "live feed"]
+    assert "quantization" not in fields
+
+
+def test_the_panel_shows_both_sides_of_a_conflict() -> None:
+    """The value that counts, and what the other source says."""
+    panel = PageService().page(f"/?model={uuid(2)}").one("aside")
+    disputed = panel.one("tr", class_="disputed")
+    assert disputed.one("th").text == "price.input"
+    assert [each.text for each in disputed.find("td")] == ["0.25 /v1/models: 0.2", "listing"]
+
+
+def test_a_model_that_this_service_does_not_relay_gets_no_snippet() -> None:
+    """Images are not to be had through chat completions, and the panel says so."""
+    panel = PageService().page(f"/?model={uuid(3)}").one("aside")
+    assert not panel.find("code")
+    assert "this service relays chat completions" in panel.text.lower()
+
+
+def test_a_panel_of_a_model_that_is_gone_says_so() -> None:
+    """An old address still shows the list."""
+    page = PageService().page("/?model=nonsense")
+    assert page.one("aside").one("h2").text == "No such model"
+    assert len(rows(page)) == 3
+
+
+def test_the_comparison_counts_what_a_use_would_cost() -> None:
+    """Uncached input, cached input and output each at their price; the cheapest is marked, the unknown stays open."""
+    target = f"/?compare={uuid(1)},{uuid(2)}&compare={uuid(3)}&requests=1000000&input=10&cached=4&output=2"
+    page = PageService().page(target)
+    panel = page.one("aside")
+    assert panel.one("h2").text == "Compare 3 models"
+    day = next(line for line in panel.find("tr") if line.find("th")[0].text == "$ a day")
+    assert [each.text for each in day.find("td")] == ["6.00", "–", "–"]  # noqa: RUF001
+    assert [box.attributes["value"] for box in page.find("input", name="compare") if "checked" in box.attributes] == [
+        uuid(2),
+        uuid(1),
+        uuid(3),
+    ]
+    context = next(line for line in panel.find("tr") if line.find("th")[0].text == "Context")
+    assert [each.text for each in context.find("td")] == ["1k", "2k best", "–"]  # noqa: RUF001
+    assert f"compare={uuid(1)},{uuid(3)}&" in (panel.one("a", id=f"drop-{uuid(2)}").attributes["href"] or "")
+
+
+@pytest.mark.parametrize("given", ["-1", "1e9", "abc", "9" * 40, "²"])
+def test_the_calculator_takes_counts_only(given: str) -> None:
+    """Anything else is the usual number, never a fault."""
+    panel = PageService().page(f"/?compare={uuid(1)}&requests={quote(given)}").one("aside")
+    assert panel.one("input", name="requests").attributes["value"] == "1000"
+
+
+def state(service: PageService, target: str = "/") -> Node:
+    return service.page(target).one("section", class_="state")
+
+
+def test_every_state_is_told() -> None:
+    """Loading, platform down, empty and filtered to nothing are four different answers."""
+    nothing: Any = {"truth": lambda: None}
+    loading = tuple(Freshness(source, None, "loading") for source in ("chutes", "v1", "utilization"))
+    down = tuple(Freshness(source, None, "down", "HTTP 503") for source in ("chutes", "v1", "utilization"))
+    assert state(PageService(**nothing, freshness=lambda: loading)).one("h2").text == "Reading the catalogs"
+    unreachable = state(PageService(**nothing, freshness=lambda: down))
+    assert unreachable.one("h2").text == "The platform cannot be reached"
+    assert "Listing: HTTP 503" in unreachable.text
+    assert state(PageService(truth=Merged)).one("h2").text == "There are no models"
+    filtered = state(PageService(), "/?q=nothing&kind=image")
+    assert filtered.one("h2").text == "No model matches"
+    assert [link.attributes["href"] for link in filtered.find("a")] == ["/?kind=image", "/?q=nothing", "/"]
+
+
+def test_what_is_old_is_shown_with_its_age_and_the_reason() -> None:
+    """A stale source is told of before its figures, and all others are left in peace."""
+    stale = (Freshness("chutes", 840.0, "stale", "HTTP 502"), *FRESH[1:])
+    page = PageService(freshness=lambda: stale).page("/")
+    assert page.one("p", class_="stale").text == (
+        "Stale. The listing of all chutes is 14 min old; what it said then is shown. Last try: HTTP 502."
+    )
+    assert len(rows(page)) == 3
+    assert [item.text for item in page.one("ul", id="freshness").find("li")] == [
+        "Listing 14 min (out of date)",
+        "Catalog 4 s (up to date)",
+        "Live feed 4 s (up to date)",
+    ]
+
+
+def test_tabs_without_anything_to_show_are_pages_too() -> None:
+    """Nobody sees an empty frame."""
+    service = PageService(truth=lambda: None, ranking=lambda: snapshot([], []))
+    assert state(service, "/live").one("h2").text == "No model can be chosen now"
+    assert state(service, "/merge").one("h2").text == "Reading the catalogs"
+    assert state(service, "/changes").one("h2").text == "Nothing has changed"
+
+
+def test_a_parameter_that_means_nothing_is_named() -> None:
+    """400 in the page's own shape, kept by nobody; parameters of others are left alone."""
+    answer = PageService().get("/?sort=nonsense")
+    assert answer.status == 400
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.page.one("section", class_="refused").text.startswith(
+        "This address cannot be read The parameter sort:"
+    )
+    assert PageService().get("/?utm_source=x").status == 200
+
+
+def test_many_models_come_in_pages() -> None:
+    """Links lead on and back, and keep the filters."""
+    many = [chute(number, f"m{number:03}") for number in range(1, 8)]
+    service = PageService(truth=lambda: merged(many, [], []))
+    page = service.page("/?limit=3&offset=3&sort=name&q=m")
+    assert names(rows(page)) == ["m004", "m005", "m006"]
+    assert page.one("nav", class_="pager").text == "Previous 4–6 of 7 Next"  # noqa: RUF001
+    assert page.one("a", id="next").attributes["href"] == "/?q=m&sort=name&limit=3&offset=6"
+    assert page.one("a", id="previous").attributes["href"] == "/?q=m&sort=name&limit=3"
+
+
+def test_the_live_tab_says_why_each_stands_where_it_does() -> None:
+    """Place, sentence, parts, and what this service measured itself; who is no candidate and why."""
+    service = PageService(
+        measured=lambda: {"acme/Alpha": Measured(1200, 3, 0.416)},
+        failovers=lambda: (Failover(0.0, "acme/Beta", None, "429"), Failover(0.0, "acme/Beta", "acme/Alpha", "503")),
+    )
+    page = service.page("/live")
+    first, second = page.one("tbody", id="ranks").children
+    assert [each.text for each in first.find("td")] == [
+        "1",
+        "1.00",
+        "idle 1.00",
+        "50%",
+        "0%",
+        "2",
+        "1,200",
+        "3",
+        "0.42 s",
+    ]
+    assert first.one("span", class_="why").text.startswith(
+        "2 active instances at 50% load leave 1.00 idle; none refused;"
+    )
+    assert [each.text for each in second.find("td")][-3:] == ["–", "–", "–"]  # noqa: RUF001
+    assert "refused 1.00" in second.text
+    assert [item.text for item in page.one("ol", id="failovers").find("li")] == [
+        "00:00:00 acme/Beta 429 no candidate left",
+        "00:00:00 acme/Beta 503 → acme/Alpha",
+    ]
+    assert page.one("div", id="live").attributes["data-stream"] == "/api/events"
+    off = PageService(streams=False).page("/live")
+    assert "data-stream" not in off.one("div", id="live").attributes
+    assert off.one("span", id="stream-state").text == "updates are off"
+
+
+def test_the_merge_tab_shows_all_that_did_not_fit() -> None:
+    """Conflicts with their difference, records on one side only, records left out."""
+    chutes = [*CHUTES, chute(4, "x" * 300), chute(5, "acme/Delta-FP8"), "no record"]
+    models = [*MODELS, model(6, "acme/Delta")]
+    page = PageService(truth=lambda: merged(chutes, models, LOADS)).page("/merge")
+    prices = page.one("section", id="prices")
+    assert [each.text for each in prices.find("td")] == ["acme/Beta", "input", "0.2500", "0.2000", "+0.0500", "+25.0"]
+    assert [each.text for each in page.one("section", id="suggestions").find("td")][:2] == [
+        "acme/Delta",
+        "acme/Delta-FP8",
+    ]
+    assert page.one("details", id="only-chutes").one("summary").text == "Only in the listing of all chutes 2"
+    assert [each.text for each in page.one("section", id="invalid").find("td")] == [
+        *("the listing of all chutes", "3", "bad_name"),
+        *("the listing of all chutes", "5", "bad_name"),
+    ]
+    assert not page.find("section", id="ambiguous")
+
+
+def test_the_changes_tab_goes_by_days() -> None:
+    """Newest first, prices in their unit with the trend."""
+    prices = (
+        FieldChange("price.input", 0.5, 0.25, "usd_per_1m_tokens"),
+        FieldChange("price.output", 0, 1, "usd_per_1m_tokens"),
+    )
+    changes = (
+        Change("price.changed", 90_000.0, uuid(1), uuid(1), "acme/Alpha", prices),
+        Change("model.removed", 60.0, uuid(2), uuid(2), "acme/Beta"),
+    )
+    page = PageService(changes=lambda limit: changes).page("/changes")
+    assert [head.text for head in page.find("h2")] == ["Friday, 2 January 1970", "Thursday, 1 January 1970"]
+    assert [line.text for line in page.one("ul", class_="deltas").find("li")] == [
+        "input 0.50 → 0.25 $/1M tokens -50%",
+        "output 0.00 → 1.00 $/1M tokens was free",
+    ]
+    assert page.find("ul", class_="timeline")[1].text == "00:01:00 removed acme/Beta"
+
+
+def test_a_page_is_sent_compressed_and_only_once() -> None:
+    """gzip where it is taken; 304 where the client has it, each form by its own tag."""
+    service = PageService()
+    plain, compressed = service.get("/"), service.get("/", "Accept-Encoding: gzip")
+    assert gzip.decompress(compressed.body) == plain.body
+    assert compressed.headers["vary"] == "Accept-Encoding"
+    assert compressed.headers["etag"] != plain.headers["etag"]
+    again = service.get("/", "Accept-Encoding: gzip", f"If-None-Match: {compressed.headers['etag']}")
+    assert (again.status, again.body) == (304, b"")
+    assert again.headers["content-security-policy"] == plain.headers["content-security-policy"]
+
+
+def test_many_readers_of_one_moment_cost_one_rendering() -> None:
+    """The same address within two seconds is not rendered again; then it is."""
+    asked: list[Merged] = []
+    service = PageService(truth=lambda: asked.append(merged()) or asked[-1])  # type: ignore[func-returns-value]
+    service.get("/")
+    once = len(asked)
+    service.get("/")
+    assert len(asked) == once
+    service.clock.advance(2)
+    service.get("/")
+    assert len(asked) == 2 * once
+
+
+def test_the_pages_own_files_never_change_under_their_names() -> None:
+    """Named by content, kept for good, compressed ahead, of the right type; any other name is 404."""
+    service = PageService()
+    head = service.page("/").one("head")
+    script = head.one("script").attributes["src"] or ""
+    answer = service.get(script, "Accept-Encoding: br, gzip;q=0.5")
+    assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert gzip.decompress(answer.body) == service.get(script, "Accept-Encoding: gzip;q=0, identity").body
+    assert service.get(script, f"If-None-Match: {service.get(script).headers['etag']}").status == 304
+    linked = [
+        link.attributes["href"] or "" for link in head.find("link") if "/static/" in (link.attributes["href"] or "")
+    ]
+    plot = service.page("/").one("html").attributes["data-plot-script"] or ""
+    assert {service.get(path).status for path in (*linked, plot)} == {200}
+    for wrong in ("/static/app.js", "/static/..%2Fpages.py", "/static/", script + "x"):
+        assert service.get(wrong).status == 404
