@@ -1,0 +1,191 @@
+"""What was decided for one request and why, so that a choice can be explained afterwards.
+
+It holds no prompt, no answer, no key, no address, nor a hash of one.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Literal
+from urllib.parse import quote
+
+import attrs
+
+from chutes_autopilot.policy.reasons import MAX_NAME, Reasons
+
+MAX_ATTEMPTS = 16
+"""How many attempts are told of."""
+MAX_SUMMARY_BYTES = 1024
+
+Followed = Literal["committed", "next", "again", "continued", "gave_up", "client_left"]
+"""What came after an attempt; ``continued``: its stream was, by another model."""
+
+
+@attrs.frozen
+class AttemptView:
+    """One attempt; times in seconds since the request's arrival.
+
+    :param model: its base name.
+    :param sent: what was asked of the platform, where that is another name.
+    :param failure: why it failed, one of the closed sets of reasons; None where it did not.
+    :param detail: what kind of 429 or of error it was, where that was told apart.
+    :param probe: it found out whether a cooling model works again.
+    """
+
+    model: str
+    started: float
+    ended: float | None = None
+    status: int | None = None
+    failure: str | None = None
+    followed: Followed | None = None
+    detail: str | None = None
+    probe: bool = False
+    sent: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, times in milliseconds."""
+        return {
+            "model": self.model[:MAX_NAME],
+            "sent": (self.sent or self.model)[:MAX_NAME],
+            "started_ms": _milliseconds(self.started),
+            "ended_ms": _milliseconds(self.ended),
+            "status": self.status,
+            "failure": self.failure,
+            "detail": self.detail,
+            "probe": self.probe,
+            "followed": self.followed,
+        }
+
+
+@attrs.frozen
+class Decision:
+    """One request from its route to its end; times in seconds since its arrival.
+
+    :param received: Unix seconds.
+    :param selected: base name of the model whose answer the client got, None where it was our own error or none.
+    :param first_byte: when the answer began.
+    :param error: the code of our own error, where the client got one.
+    :param outcome: complete, refused, cut or client_gone; None while it is under way.
+    """
+
+    request_id: str
+    received: float
+    stream: bool
+    profile: str
+    reasons: Reasons | None
+    attempts: tuple[AttemptView, ...] = ()
+    selected: str | None = None
+    status: int = 0
+    first_byte: float | None = None
+    ended: float | None = None
+    error: str | None = None
+    outcome: str | None = None
+
+    def missing(self) -> tuple[str, ...]:
+        """What a finished request's record still lacks; empty where it explains everything."""
+        return tuple(self._gaps())
+
+    def _gaps(self) -> Iterator[str]:
+        if self.outcome is None or self.ended is None:
+            yield "the end"
+        if self.reasons is None:
+            if self.error is None and self.outcome != "client_gone":
+                yield "the reasons"
+            return
+        for number, attempt in enumerate(self.attempts, 1):
+            if attempt.followed is None or attempt.ended is None:
+                yield f"the end of attempt {number}"
+            elif attempt.status is None and attempt.failure is None and attempt.followed != "client_left":
+                yield f"the outcome of attempt {number}"
+        committed = [attempt.model for attempt in self.attempts if attempt.followed in ("committed", "continued")]
+        if self.selected is not None and self.selected not in committed:
+            yield "the commit"
+        if self.selected is None and self.error is None and self.outcome != "client_gone":
+            yield "the error"
+        told = {candidate.model for candidate in self.reasons.candidates}
+        yield from (f"the verdict on {name}" for name in self.reasons.planned if name not in told)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, times in milliseconds."""
+        return {
+            "request_id": self.request_id[:MAX_NAME],
+            "received": round(self.received, 3),
+            "stream": self.stream,
+            "profile": self.profile,
+            **(self.reasons.as_json() if self.reasons is not None else {}),
+            "attempts": [attempt.as_json() for attempt in self.attempts[:MAX_ATTEMPTS]],
+            "attempts_omitted": max(0, len(self.attempts) - MAX_ATTEMPTS),
+            "selected": None if self.selected is None else self.selected[:MAX_NAME],
+            "status": self.status,
+            "first_byte_ms": _milliseconds(self.first_byte),
+            "total_ms": _milliseconds(self.ended),
+            "error": self.error,
+            "outcome": self.outcome,
+        }
+
+    def summary(self) -> bytes:
+        """The same for a response header: ``key=value`` by semicolons, ASCII, names percent-encoded, at most 1 KiB."""
+        parts = [] if self.selected is None else [f"selected={_safe(self.selected)}"]
+        if self.reasons is not None:
+            parts += self._summed_up(self.reasons)
+        parts.append(
+            "attempts=" + ",".join(f"{_safe(a.model)}:{a.failure or a.status or 'open'}" for a in self.attempts)
+        )
+        kept, room = [], MAX_SUMMARY_BYTES
+        for part in parts:
+            room -= len(part) + 2
+            if room >= 0:
+                kept.append(part)
+        return "; ".join(kept).encode()
+
+    def _summed_up(self, why: Reasons) -> Iterator[str]:
+        yield f"mode={why.mode}"
+        chosen = next((c for c in why.candidates if c.model == self.selected), None)
+        if chosen is not None and chosen.ranked is not None:
+            yield f"place={chosen.place}"
+            yield f"score={chosen.ranked.score:.2f}"
+        if why.sticky is not None:
+            yield f"sticky={why.sticky_effect}"
+        for verdict in ("incapable", "unwanted", "cooling"):
+            found = [c for c in why.candidates if c.verdict == verdict]
+            if found:
+                yield f"{verdict}=" + ",".join(
+                    _safe(c.model) + (f":{c.reason}" if verdict != "cooling" else "") for c in found
+                )
+
+
+@attrs.define(eq=False)
+class RecentDecisions:
+    """The last decisions, each to be found by the client whose request it was.
+
+    :param limit: how many are kept.
+    """
+
+    limit: int = 500
+    _kept: OrderedDict[tuple[str, bytes], Decision] = attrs.field(factory=OrderedDict, init=False, repr=False)
+
+    def keep(self, decision: Decision, owner: bytes) -> None:
+        """Keep one more; of two with the same id and owner the newer counts."""
+        key = decision.request_id, owner
+        self._kept[key] = decision
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.limit:
+            self._kept.popitem(last=False)
+
+    def find(self, request_id: str, owner: bytes) -> Decision | None:
+        """The decision on a request of this owner's; None for any other, as if it did not exist.
+
+        :param owner: the client's key.
+        """
+        return self._kept.get((request_id, owner))
+
+    def newest(self, count: int) -> list[Decision]:
+        """The last ones, newest first, for the operator."""
+        return [decision for decision, _ in zip(reversed(self._kept.values()), range(count), strict=False)]
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(max(0.0, seconds) * 1000, 3)
+
+
+def _safe(name: str) -> str:
+    return quote(name[:MAX_NAME], safe="/:.@-_")

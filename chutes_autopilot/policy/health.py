@@ -1,0 +1,223 @@
+"""How each model has served this gateway lately: measured on its own traffic, known before the feed tells.
+
+Times are the clock's seconds, handed in. Averages are exponentially weighted: a new value counts a fifth. What was
+measured more than FRESH_SECONDS ago says nothing any more. At most so many models are remembered, the least recently
+used forgotten first.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import attrs
+
+from chutes_autopilot.policy.cooldown import Cooldown, CooldownRules
+
+WEIGHT = 0.2
+"""What a new value counts in an average."""
+FRESH_SECONDS = 900.0
+"""How long a measurement is believed."""
+SAMPLES = 100
+"""How many times to the first token are kept for their 95th percentile."""
+ENOUGH_SAMPLES = 20
+"""How many of them make a percentile."""
+
+
+@attrs.define(eq=False)
+class Average:
+    """One exponentially weighted average; None before the first value."""
+
+    value: float | None = None
+    at: float = 0.0
+
+    def add(self, value: float, now: float) -> None:
+        """Take a new value; after a long silence it counts alone."""
+        if self.value is None or now - self.at > FRESH_SECONDS:
+            self.value = value
+        else:
+            self.value += WEIGHT * (value - self.value)
+        self.at = now
+
+    def fresh(self, now: float) -> float | None:
+        """The average, None where it is too old."""
+        return self.value if now - self.at <= FRESH_SECONDS else None
+
+
+@attrs.define(eq=False)
+class ModelHealth:
+    """What was measured of one model; times in seconds."""
+
+    cooldown: Cooldown
+    first_token: Average = attrs.field(factory=Average)
+    between_events: Average = attrs.field(factory=Average)
+    tokens_per_second: Average = attrs.field(factory=Average)
+    successes: int = 0
+    failures: int = 0
+    _samples: deque[float] = attrs.field(factory=lambda: deque(maxlen=SAMPLES), init=False)
+    _percentile: float | None = attrs.field(default=None, init=False)
+
+    def add_first_token(self, seconds: float, now: float) -> None:
+        """Measure the time from the start of an attempt to its first token."""
+        self.first_token.add(seconds, now)
+        self._samples.append(seconds)
+        self._percentile = None
+
+    def slow_first_token(self) -> float | None:
+        """The 95th percentile of the time to the first token; None where there are too few samples."""
+        if self._percentile is None and len(self._samples) >= ENOUGH_SAMPLES:
+            ordered = sorted(self._samples)
+            self._percentile = ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)]
+        return self._percentile
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """What may be shown, durations in milliseconds."""
+        return {
+            "first_token_ms": _milliseconds(self.first_token.fresh(now)),
+            "first_token_p95_ms": _milliseconds(self.slow_first_token()),
+            "between_events_ms": _milliseconds(self.between_events.fresh(now)),
+            "tokens_per_second": _rounded(self.tokens_per_second.fresh(now)),
+            "successes": self.successes,
+            "failures": self.failures,
+            "cooling_ms": _milliseconds(self.cooldown.left(now)),
+            "probing": self.cooldown.probing(now),
+        }
+
+
+@attrs.frozen
+class Available:
+    """The candidates that may be tried, and those that are left out because they cool down, both in order.
+
+    :param forced: all of them cool down, so all may be tried.
+    """
+
+    candidates: tuple[str, ...]
+    cooling: tuple[str, ...]
+    forced: bool = False
+
+
+@attrs.define(eq=False)
+class FleetHealth:
+    """Every model's health, by its base name."""
+
+    rules: CooldownRules = attrs.field(factory=CooldownRules)
+    max_models: int = 1000
+    _models: OrderedDict[str, ModelHealth] = attrs.field(factory=OrderedDict, init=False)
+    _cooling: set[str] = attrs.field(factory=set, init=False)
+
+    def started(self, model: str, now: float) -> bool:
+        """An attempt begins; whether it is the one that finds out if a model works again.
+
+        Every started attempt ends with exactly one of `succeeded`, `failed` and `abandoned`.
+        """
+        return model in self._cooling and self._of(model).cooldown.started(now)
+
+    def succeeded(self, model: str, first_token: float | None, now: float) -> None:
+        """A model answered.
+
+        :param first_token: seconds from the start of the attempt to its first token; None where it did not stream.
+        """
+        health = self._of(model)
+        health.successes += 1
+        health.cooldown.succeeded()
+        self._cooling.discard(model)
+        if first_token is not None:
+            health.add_first_token(max(0.0, first_token), now)
+
+    def failed(self, model: str, now: float) -> bool:
+        """An attempt failed through the model's or the platform's fault; whether the model cools down from now on."""
+        health = self._of(model)
+        health.failures += 1
+        cools = health.cooldown.failed(now)
+        if cools:
+            self._cooling.add(model)
+        return cools
+
+    def abandoned(self, model: str) -> None:
+        """An attempt ended without telling anything of the model, for the client left or asked for the impossible."""
+        if model in self._cooling:
+            self._of(model).cooldown.abandoned()
+
+    def streamed(self, model: str, events: int, tokens: int | None, seconds: float, now: float) -> None:
+        """A stream came to its end.
+
+        :param events: how many it had.
+        :param tokens: of the completion, as its usage says; None where it says nothing.
+        :param seconds: from its first event to its last.
+        """
+        if events < 2 or seconds <= 0:
+            return
+        health = self._of(model)
+        health.between_events.add(seconds / (events - 1), now)
+        if tokens is not None and tokens > 1:
+            health.tokens_per_second.add((tokens - 1) / seconds, now)
+
+    def filter(self, candidates: Sequence[str], now: float) -> Available:
+        """Leave out the models that cool down, unless none would be left."""
+        if not self._cooling:
+            return Available(tuple(candidates), ())
+        cooling = tuple(name for name in candidates if self.is_cooling(name, now))
+        if not cooling or len(cooling) == len(candidates):
+            return Available(tuple(candidates), cooling, forced=bool(cooling))
+        return Available(tuple(name for name in candidates if name not in cooling), cooling)
+
+    def is_cooling(self, model: str, now: float) -> bool:
+        """Whether a model should be left alone now, if there is another."""
+        return model in self._cooling and self._models[model].cooldown.open_at(now)
+
+    def left(self, models: Iterable[str], now: float) -> float:
+        """Seconds until the first of some models may be tried again; 0 where one may be, or there is none."""
+        return min((self._models[m].cooldown.left(now) if m in self._cooling else 0.0 for m in models), default=0.0)
+
+    def by_first_token(self, models: Iterable[str], now: float) -> tuple[str, ...]:
+        """The models with the fastest first tokens first, then the unmeasured ones in their order."""
+        return self._sorted(models, lambda health: health.first_token.fresh(now))
+
+    def by_throughput(self, models: Iterable[str], now: float) -> tuple[str, ...]:
+        """The models with the most tokens per second first, then the unmeasured ones in their order."""
+
+        def slowness(health: ModelHealth) -> float | None:
+            speed = health.tokens_per_second.fresh(now)
+            return None if speed is None else -speed
+
+        return self._sorted(models, slowness)
+
+    def slow_first_token(self, model: str) -> float | None:
+        """The 95th percentile of a model's time to its first token, None where it is not known."""
+        health = self._models.get(model)
+        return None if health is None else health.slow_first_token()
+
+    def as_json(self, now: float) -> dict[str, dict[str, Any]]:
+        """What may be shown of every model, by name."""
+        return {name: health.as_json(now) for name, health in sorted(self._models.items())}
+
+    def _sorted(self, models: Iterable[str], key: Callable[[ModelHealth], float | None]) -> tuple[str, ...]:
+        measured: list[tuple[float, str]] = []
+        rest: list[str] = []
+        for name in models:
+            health = self._models.get(name)
+            value = None if health is None else key(health)
+            if value is None:
+                rest.append(name)
+            else:
+                measured.append((value, name))
+        measured.sort(key=lambda pair: pair[0])
+        return (*[name for _, name in measured], *rest)
+
+    def _of(self, model: str) -> ModelHealth:
+        health = self._models.get(model)
+        if health is not None:
+            self._models.move_to_end(model)
+            return health
+        if len(self._models) >= self.max_models:
+            forgotten, _ = self._models.popitem(last=False)
+            self._cooling.discard(forgotten)
+        health = self._models[model] = ModelHealth(Cooldown(self.rules))
+        return health
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
