@@ -56,6 +56,9 @@ DEMO_FIRST_TOKEN = 0.15
 DEMO_TOKEN_GAP = 0.02
 """Seconds: the pace of the demo mode's simulated answers."""
 
+CATALOG_HASTE_SECONDS = 30.0
+"""How long after the catalog came it is not asked for again, though something was not as it says."""
+
 MAX_FEED_BYTES = 64 * 1024 * 1024
 """The largest catalog or utilization answer that is read."""
 
@@ -123,6 +126,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             http_client,
             trust_root,
             service,
+            lambda: refreshes[0].hasten(CATALOG_HASTE_SECONDS),
             attestation_root,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
@@ -138,7 +142,15 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         from chutes_autopilot.explorer_composition import build_explorer
 
         explorer = build_explorer(
-            settings, reactor, snapshots, http_client, service, lambda: connections.draining, demo=demo
+            settings,
+            reactor,
+            snapshots,
+            http_client,
+            service,
+            lambda: connections.draining,
+            metrics,
+            trust_root,
+            demo=demo,
         )
         relay.also_finished = chutes_relay.also_finished = explorer.finished
         answers.tell(explorer.listener)
@@ -165,7 +177,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
     PrewarmingService(reactor, lambda: pool.prewarm(backend)).setServiceParent(service)
-    for refresh in _refreshes(in_force, reactor, snapshots, metrics, http_client, answers):
+    refreshes = _refreshes(in_force, reactor, snapshots, metrics, http_client, answers)
+    for refresh in refreshes:
         refresh.setServiceParent(service)
     if settings.explorer_enabled and is_loaded():
         open_explorer()
