@@ -9,10 +9,8 @@ import attrs
 from klein.resource import KleinResource
 from treq.client import HTTPClient
 from twisted.application.service import MultiService, Service
-from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.defer import Deferred
 from twisted.internet.ssl import platformTrust
-from zope.interface import implementer
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.control.refresh import BodyListener, CatalogRefresh, UtilizationRefresh
@@ -35,6 +33,7 @@ from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.upstream.agent import control_plane_client
+from chutes_autopilot.upstream.certificates import CertificateFile
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
@@ -97,7 +96,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         simulator.setServiceParent(service)
         if settings.chutes_attestation != "off":
             attestation_root = bytes.fromhex(simulator.simulator.chutes.attestation_root_sha256)
-    trust_root = _CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
+    trust_root = CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
     in_force = _InForce(settings)
     snapshots = SnapshotHolder()
     metrics = _metrics(reactor, snapshots, connections)
@@ -227,17 +226,6 @@ class _RefreshEvents:
     def __init__(self, metrics: Metrics) -> None:
         self.refreshed = metrics.refreshed
         self.state_changed = events.control_plane_changed
-
-
-@implementer(IOpenSSLTrustRoot)
-@attrs.frozen
-class _CertificateFile:
-    """The authorities in a PEM file, read by OpenSSL itself."""
-
-    path: str
-
-    def _addCACertsToContext(self, context: Any) -> None:
-        context.load_verify_locations(self.path)
 
 
 def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnections) -> Metrics:
