@@ -22,6 +22,8 @@ TEST = [
     "openai>=2,<4",
     "trustme>=1.2,<2",
     "PyYAML>=6,<7",
+    "kubernetes-validate>=1.33,<2",
+    "playwright>=1.50,<2",
     "setuptools>=77",
     *REDIS,
     *ATTESTATION,

@@ -53,6 +53,13 @@ def test_a_sparkline_stays_in_its_box_and_breaks_at_gaps(values: list[float | No
     assert line.count("M") == runs
 
 
+@pytest.mark.parametrize("values", [[0.5], [None, 0.5, None], [None] * 47 + [0.5]])
+def test_what_is_known_of_one_moment_only_is_seen(values: list[float | None]) -> None:
+    """A point alone would have no length; it is a dash, within the box also at its right end."""
+    (dash,) = re.findall(r' d="M([\d.]+) 9.0L([\d.]+) 9.0" class="line"', figures.sparkline(values))
+    assert 0 <= float(dash[0]) < float(dash[1]) <= 72
+
+
 class _Texts(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

@@ -54,8 +54,8 @@ def _modalities(row: Row, _load: Sequence[float | None]) -> Html:
 
 
 def _utilization(row: Row, load: Sequence[float | None]) -> Html:
-    known = sum(value is not None for value in load)
-    drawing = figures.sparkline(load) if known > 1 else element("span", class_="spark")
+    known = any(value is not None for value in load)
+    drawing = figures.sparkline(load) if known else element("span", class_="spark")
     if row.utilization is None:
         return join((UNKNOWN, drawing))
     level = "full" if row.utilization >= BUSY else None

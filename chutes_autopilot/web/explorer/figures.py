@@ -102,8 +102,9 @@ def sparkline(values: Sequence[float | None], *, width: int = 72, height: int = 
             y = height - 1 - (0.0 if value < 0 else 1.0 if value > 1 else value) * (height - 2)
             runs[-1].append(f"{number * step:.1f} {y:.1f}")
         joined = value is not None
-    lines = [f"M{'L'.join(run)}" for run in runs]
-    areas = [f"{line}V{height}H{run[0].partition(' ')[0]}Z" for line, run in zip(lines, runs, strict=True)]
+    # what is known of one moment only is a short dash, for a point would not be seen
+    lines = [f"M{'L'.join(run) if len(run) > 1 else _dash(run[0], width)}" for run in runs]
+    areas = [f"{line}V{height}H{line[1:].partition(' ')[0]}Z" for line in lines]
     return svg(
         element("path", d="".join(areas), class_="area"),
         element("path", d="".join(lines), class_="line", vector_effect="non-scaling-stroke"),
@@ -114,6 +115,12 @@ def sparkline(values: Sequence[float | None], *, width: int = 72, height: int = 
         aria_hidden=None if label else "true",
         focusable="false",
     )
+
+
+def _dash(point: str, width: int) -> str:
+    x, _, y = point.partition(" ")
+    start = min(float(x), width - 4)
+    return f"{start:.1f} {y}L{start + 4:.1f} {y}"
 
 
 def score_bar(idle: float, room: float, refusals: float, widest: float) -> Html:

@@ -225,14 +225,11 @@ def _failovers(failovers: Sequence[Failover]) -> Html:
             element(
                 "li",
                 figures.clock(failover.at),
-                element("span", failover.model, class_="from"),
-                element(
-                    "p",
-                    element("span", failover.why, class_="mark warn"),
-                    " → " + failover.next_model
-                    if failover.next_model
-                    else element("span", " no candidate left", class_="limited"),
-                ),
+                element("span", failover.model, class_="from", title=failover.model),
+                element("span", failover.why, class_="mark warn"),
+                element("span", f"→ {failover.next_model}", class_="next", title=failover.next_model)
+                if failover.next_model
+                else element("span", "no candidate left", class_="limited"),
             )
             for failover in failovers[:_KEPT_FAILOVERS]
         ),

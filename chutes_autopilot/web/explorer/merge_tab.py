@@ -27,7 +27,11 @@ def merge_tab(merged: Merged) -> Html:
     others = [conflict for conflict in merged.field_conflicts if conflict.delta_abs is None]
     return element(
         "div",
-        element("h1", "How the lists were merged"),
+        element(
+            "header",
+            element("h1", "How the lists were merged"),
+            element("a", "The same as JSON", href="/api/merge/report", id="report-json", class_="chip"),
+        ),
         _tiles(merged),
         _section("prices", "Prices on which they disagree",
                  "USD per 1M tokens, from 0.01 percent on. The listing counts, for it is computed now.",
@@ -58,7 +62,6 @@ def merge_tab(merged: Merged) -> Html:
                  ("Source", ">Index", "Field"),
                  (_line(LONG_NAMES[i.source], _Number(str(i.index)), i.field) for i in merged.invalid_fields),
                  len(merged.invalid_fields)),
-        element("p", element("a", "The same as JSON", href="/api/merge/report", id="report-json"), class_="dim"),
         class_="sheet-page merge",
     )  # fmt: skip
 

@@ -142,16 +142,17 @@ def _snippets(row: Row, service_url: str) -> Html:
             element("p", "This service relays chat completions; this model is called at the platform itself.",
                     class_="dim"),
         )  # fmt: skip
-    shell = json.dumps({"model": row.name, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    model = json.dumps(row.name, ensure_ascii=False)
+    shell = f'{{"model": {model},\n       "messages": [{{"role": "user", "content": "Hello"}}]}}'
     curl = (
         f'curl {service_url}/v1/chat/completions \\\n  -H "Authorization: Bearer $CHUTES_API_KEY" \\\n'
         f'  -H "Content-Type: application/json" \\\n  -d {_shell_quoted(shell)}'
     )
     python = (
         "from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url="{service_url}/v1", api_key="cpk_...")\n'
+        f'client = OpenAI(\n    base_url="{service_url}/v1",\n    api_key="cpk_...",\n)\n'
         "answer = client.chat.completions.create(\n"
-        f"    model={json.dumps(row.name, ensure_ascii=False)},\n"
+        f"    model={model},\n"
         '    messages=[{"role": "user", "content": "Hello"}],\n)\n'
         "print(answer.choices[0].message.content)"
     )

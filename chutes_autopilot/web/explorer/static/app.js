@@ -382,6 +382,10 @@ function noHistory(charts, text) {
   }
 }
 
+const DAY = 86400;
+const MINUTES = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720].map((minutes) => 60 * minutes);
+const DAYS = [1, 2, 5, 10, 20, 30].map((days) => DAY * days);
+
 function plot(uPlot, place, name, times, lines) {
   place.dataset.drawn = "true";
   place.replaceChildren();
@@ -389,7 +393,8 @@ function plot(uPlot, place, name, times, lines) {
   const share = name === "utilization";
   const figure = share ? (v) => `${Math.round(v * 100)}%` : name === "price" ? (v) => v.toFixed(2) : (v) => String(Math.round(v));
   const top = Math.max(...lines.flatMap(([, , values]) => values).filter((v) => v !== null), 0);
-  const moment = new Intl.DateTimeFormat("en-GB", chosenSpan === "24h" ? { hour: "2-digit", minute: "2-digit" } : { day: "numeric", month: "short" });
+  const long = times.at(-1) - times[0] > 2 * DAY;
+  const moment = new Intl.DateTimeFormat("en-GB", long ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit" });
   const exact = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
   const readout = place.parentNode.querySelector(".readout");
   const tell = ({ cursor: { idx } }) => {
@@ -399,13 +404,13 @@ function plot(uPlot, place, name, times, lines) {
   return new uPlot({
     width: place.clientWidth,
     height: place.clientHeight,
-    padding: [6, 4, 0, 0],
+    padding: [6, 18, 0, 0],
     cursor: { y: false, drag: { x: false, y: false } },
     legend: { show: false },
     hooks: { setCursor: [tell] },
-    scales: { y: { range: [0, share ? 1 : top * 1.15 || 1] } },
+    scales: { x: { range: (_, from, to) => [Math.min(from, to - 600), to] }, y: { range: [0, share ? 1 : top * 1.15 || 1] } },
     axes: [
-      { ...axis, size: 22, space: 60, values: (_, marks) => marks.map((at) => moment.format(at * 1000)) },
+      { ...axis, size: 22, space: 60, incrs: long ? DAYS : MINUTES, values: (_, marks) => marks.map((at) => moment.format(at * 1000)) },
       { ...axis, size: 44, space: 24, values: (_, marks) => marks.map(figure) },
     ],
     series: [{}, ...lines.map(([label, stroke]) => ({
