@@ -13,10 +13,13 @@ from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, RequestRecord
+from chutes_autopilot.policy.capability import skipped_header
+from chutes_autopilot.policy.choice import choose
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
-from chutes_autopilot.policy.plan import make_plan, mode_of
+from chutes_autopilot.policy.plan import mode_of
+from chutes_autopilot.policy.request_needs import Need, read_need
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
 from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
@@ -24,6 +27,8 @@ from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
 
 CHAT_PATH = b"/v1/chat/completions"
+
+_NO_NEED = Need()
 
 MAX_ROUTES = 256
 """How many answers to "what is tried for this" are kept until the snapshot changes."""
@@ -61,7 +66,7 @@ class ChatRelay:
     open_upstream: OpenUpstream
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
-    _routes: dict[tuple[str, str | None, bool], Route] = attrs.field(factory=dict, init=False)
+    _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
     _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
 
     @property
@@ -160,10 +165,20 @@ class ChatRelay:
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
         previous: StickyChoice | None = self.sticky.get(key)
         sticky = None if previous is None else sticky_model(previous, record.received, rules.failback)
+        model, offers = body.model, snapshot.offers
         # what has a route has been checked; whatever is no string cannot have one
-        route = self._routes.get((body.model, sticky, body.stream)) if type(body.model) is str else None
+        route, kind, need = None, None, _NO_NEED
+        if type(model) is str:
+            if model not in offers.by_model:
+                need = read_need(call.body)
+            kind = model, sticky, body.stream, offers.key(need)
+            route = self._routes.get(kind)
         if route is None:
-            route = self._new_route(check_model_value(body.model), sticky, body.stream, snapshot, record)
+            route = self._new_route(check_model_value(model), need, sticky, body.stream, snapshot, record)
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            if kind is not None:
+                self._routes[kind] = route
         plan = route.plan
         record.mode = plan.mode
         record.candidates = plan.candidates
@@ -171,20 +186,16 @@ class ChatRelay:
         return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
 
     def _new_route(
-        self, model: str, sticky: str | None, stream: bool, snapshot: Snapshot, record: RequestRecord
+        self, model: str, need: Need, sticky: str | None, stream: bool, snapshot: Snapshot, record: RequestRecord
     ) -> Route:
         rules = self.rules
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
         asked = read_model_field(model, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
         record.mode = mode_of(asked)
         limit = rules.limits.max_attempts
-        plan = make_plan(asked, snapshot.ranked_models, sticky, limit=limit)
-        state, first = begin(plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
-        route = Route(plan, state, first)
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        self._routes[model, sticky, stream] = route
-        return route
+        choice = choose(asked, need, snapshot, sticky, limit=limit)
+        state, first = begin(choice.plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
+        return Route(choice.plan, state, first, skipped_header(choice.skipped))
 
 
 def _overloaded() -> ApiError:

@@ -40,7 +40,7 @@ from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.body import ChatBody
-from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED
+from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED, SKIPPED
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
@@ -60,11 +60,15 @@ class Limits:
 
 @attrs.frozen
 class Route:
-    """What is tried for a ``model`` value, and failover's first step with it."""
+    """What is tried for a ``model`` value, and failover's first step with it.
+
+    :param skipped: the value of x-chutes-autopilot-skipped, empty where nothing is to be named.
+    """
 
     plan: Plan
     state: Failover
     first: Try
+    skipped: bytes = b""
 
 
 class _Rules(Protocol):
@@ -262,7 +266,11 @@ class Exchange:
             self._relay.succeeded(self, model, failures)
         self._committed = True
         own = _OWN % (len(record.attempts), record.request_id.encode())
-        return own if self.route.plan.mode == "direct" else _SELECTED % (model.encode(), own)
+        if self.route.plan.mode == "direct":
+            return own
+        if self.route.skipped:
+            own += b"%b: %b\r\n" % (SKIPPED, self.route.skipped)
+        return _SELECTED % (model.encode(), own)
 
     def _relay_body(self) -> None:
         """Write the held head; from here on the pipe is the attempt's observer."""
@@ -300,6 +308,8 @@ class Exchange:
 
     def _refuse(self, error: ApiError) -> None:
         error.headers += ((ATTEMPTS, b"%d" % len(self._record.attempts)),)
+        if self.route.skipped:
+            error.headers += ((SKIPPED, self.route.skipped),)
         self._record.status = error.status
         self._record.error = error.code
         self._finish("refused", error)
