@@ -63,16 +63,19 @@ def make_plan(mode: Mode, entries: Sequence[Direct], sticky: str | None, *, limi
     :raises ApiError: no_candidates, when nothing can be tried.
     """
     if not entries:
-        raise ApiError(
-            "no_candidates",
-            "No model is available at the moment: try again in a second, or name a model.",
-            headers=((b"Retry-After", b"1"),),
-        )
+        raise no_candidates("No model is available at the moment")
     preferred = candidates = entries[:limit]
     first = None if mode == "direct" else next((entry for entry in entries if entry.base == sticky), None)
     if first is not None:
         candidates = (first, *(entry for entry in preferred if entry is not first))[:limit]
     return Plan(mode, _models(candidates), _models(preferred), _bases([*candidates, *preferred]))
+
+
+def no_candidates(why: str) -> ApiError:
+    """The answer where there is nothing to choose from."""
+    return ApiError(
+        "no_candidates", f"{why}: try again in a second, or name a model.", headers=((b"Retry-After", b"1"),)
+    )
 
 
 def mode_of(asked: ModelField) -> Mode:

@@ -13,10 +13,13 @@ from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, RequestRecord
+from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
 from chutes_autopilot.policy.capability import skipped_header
-from chutes_autopilot.policy.choice import choose
+from chutes_autopilot.policy.choice import Chooser
+from chutes_autopilot.policy.choice import Client as ClientState
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.failover import begin
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
 from chutes_autopilot.policy.request_needs import Need, read_need
@@ -42,6 +45,8 @@ class RoutingRules:
     :param failback: seconds after which a choice made by failover gives way; 0: never.
     :param client_key_secret: keys the hash that recognises a client.
     :param trusted_proxies: the networks whose X-Forwarded-For is believed, None for no one.
+    :param own_aliases: the operator's.
+    :param require_tee: an alias stands for confidential models only.
     """
 
     limits: Limits
@@ -51,6 +56,8 @@ class RoutingRules:
     failback: float
     client_key_secret: bytes
     trusted_proxies: TrustedProxies | None
+    own_aliases: OwnAliases = NO_ALIASES
+    require_tee: bool = False
 
 
 @attrs.define(eq=False)
@@ -64,6 +71,8 @@ class ChatRelay:
     clock: IReactorTime
     deadlines: Deadlines
     open_upstream: OpenUpstream
+    health: FleetHealth = attrs.field(factory=FleetHealth)
+    """What its own traffic says of the models."""
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
@@ -123,10 +132,17 @@ class ChatRelay:
 
         :param failures: model -> when it failed, within this request.
         """
-        if exchange.key is not None:
-            plan = exchange.route.plan
-            by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
-            self.sticky.put(exchange.key, after_success(exchange.previous, plan, model, by_base))
+        if exchange.key is None:
+            return
+        plan, previous = exchange.route.plan, exchange.previous
+        by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
+        if exchange.route.cooling:
+            preferred, base = plan.base(plan.preferred[0]), plan.base(model)
+            kept = previous is not None and previous.model == base and not previous.from_failover
+            if preferred in exchange.route.cooling and preferred != base and not kept:
+                # left out for its failures is as good as failed: the client comes back to it
+                by_base = {preferred: self.clock.seconds(), **by_base}
+        self.sticky.put(exchange.key, after_success(previous, plan, model, by_base))
 
     def finished(self, record: RequestRecord) -> None:
         """Count and log a request that is over."""
@@ -171,13 +187,15 @@ class ChatRelay:
         if type(model) is str:
             if model not in offers.by_model:
                 need = read_need(call.body)
-            kind = model, sticky, body.stream, offers.key(need)
+            # nothing but numbers and names: equal for all requests that are routed alike
+            kind = model, sticky, body.stream, offers.key(need), self.health.cooling(record.received)
             route = self._routes.get(kind)
         if route is None:
-            route = self._new_route(check_model_value(model), need, sticky, body.stream, snapshot, record)
-            if len(self._routes) >= MAX_ROUTES:
-                self._routes.clear()
-            if kind is not None:
+            state = ClientState(None if previous is None else previous.model, gave_way=sticky is None)
+            route = self._new_route(check_model_value(model), need, state, body.stream, snapshot, record)
+            if kind is not None and route.lasting:
+                if len(self._routes) >= MAX_ROUTES:
+                    self._routes.clear()
                 self._routes[kind] = route
         plan = route.plan
         record.mode = plan.mode
@@ -186,16 +204,20 @@ class ChatRelay:
         return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
 
     def _new_route(
-        self, model: str, need: Need, sticky: str | None, stream: bool, snapshot: Snapshot, record: RequestRecord
+        self, model: str, need: Need, client: ClientState, stream: bool, snapshot: Snapshot, record: RequestRecord
     ) -> Route:
         rules = self.rules
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
-        asked = read_model_field(model, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
+        meant = rules.own_aliases.expand(model, known)
+        asked = read_model_field(meant, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
         record.mode = mode_of(asked)
         limit = rules.limits.max_attempts
-        choice = choose(asked, need, snapshot, sticky, limit=limit)
+        chooser = Chooser(snapshot, self.health, limit, rules.require_tee)
+        choice = chooser.choose(asked, need, client, record.received)
         state, first = begin(choice.plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
-        return Route(choice.plan, state, first, skipped_header(choice.skipped))
+        return Route(
+            choice.plan, state, first, skipped_header(choice.skipped), frozenset(choice.cooling), choice.lasting
+        )
 
 
 def _overloaded() -> ApiError:

@@ -1,7 +1,7 @@
 """One request carried out: its attempts until the commit boundary, and the hand-over to the pipe."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -13,6 +13,7 @@ from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstream
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, Outcome, RequestRecord
 from chutes_autopilot.policy.failover import (
+    FAILURE_REASONS,
     Answer,
     AwaitBody,
     Command,
@@ -32,6 +33,7 @@ from chutes_autopilot.policy.failover import (
     Try,
     step,
 )
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
@@ -63,12 +65,16 @@ class Route:
     """What is tried for a ``model`` value, and failover's first step with it.
 
     :param skipped: the value of x-chutes-autopilot-skipped, empty where nothing is to be named.
+    :param cooling: base names of the candidates that cooled down when it was made.
+    :param lasting: whether it holds for later requests of the kind.
     """
 
     plan: Plan
     state: Failover
     first: Try
     skipped: bytes = b""
+    cooling: frozenset[str] = frozenset()
+    lasting: bool = True
 
 
 class _Rules(Protocol):
@@ -85,6 +91,8 @@ class Surroundings(Protocol):
     def clock(self) -> IReactorTime: ...
     @property
     def deadlines(self) -> Deadlines: ...
+    @property
+    def health(self) -> FleetHealth: ...
 
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
@@ -109,6 +117,7 @@ class Exchange:
 
     __slots__ = (
         "_attempt",
+        "_begun",
         "_body",
         "_call",
         "_committed",
@@ -150,6 +159,7 @@ class Exchange:
         self._attempt: IUpstreamAttempt | None = None
         self._head: ResponseHead | None = None
         self._pipe: Pipe | None = None
+        self._begun: float | None = None  # when the attempt began whose model is still to be judged
         self._deadline: Deadline | None = None
         self._committed = False
         self._downstream = downstream
@@ -174,6 +184,7 @@ class Exchange:
     def client_gone(self) -> None:
         """The client left: the attempt under way is aborted, no other follows. Harmless when all is over."""
         if self._record.outcome is None:
+            self._judged("abandoned")
             self._drop_attempt()
             self._record.status = CLIENT_GONE_STATUS
             self._finish("client_gone", None)
@@ -214,6 +225,7 @@ class Exchange:
     def _happened(self, event: Event, data: bytes = b"") -> None:
         self._state, command, failure = step(self._state, event)
         if failure is not None:
+            self._judged("failed" if failure in FAILURE_REASONS else "abandoned")
             self._record.attempts[-1].failure = failure
             self._record.attempts[-1].failed = self._relay.clock.seconds()
         try:
@@ -243,6 +255,8 @@ class Exchange:
     def _try(self, command: Try) -> None:
         model = command.model
         self._head = None
+        self._begun = self._relay.clock.seconds()
+        self._relay.health.started(self.route.plan.base(model), self._begun)
         self._record.attempts.append(AttemptRecord(model))
         call, body = self._call, self._body
         data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
@@ -259,6 +273,7 @@ class Exchange:
         record.selected = model
         if record.first_byte is None:
             record.first_byte = self._relay.clock.seconds()
+        self._judged("succeeded" if head.status < 400 else "abandoned" if head.status < 500 else "failed")
         if 200 <= head.status < 300:
             failures: dict[str, float] = {}
             if len(record.attempts) > 1:
@@ -299,6 +314,7 @@ class Exchange:
 
     def _out_of_time(self) -> None:
         self._deadline = None
+        self._judged("failed")
         self._drop_attempt()
         self._refuse(
             ApiError(
@@ -317,6 +333,7 @@ class Exchange:
     def _failed_unexpectedly(self) -> None:
         """End the request, whatever it was that went wrong: an error where nothing was written yet, else a cut."""
         events.failed_unexpectedly(Failure(), "relaying a request")
+        self._judged("abandoned")
         self._drop_attempt()
         if not self._committed and self._record.outcome is None:
             self._refuse(internal_error())
@@ -335,6 +352,7 @@ class Exchange:
         if self._pipe is not None:
             self._pipe.stop()
             record.bytes_out = self._pipe.bytes_relayed
+            self._measure(self._pipe)
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.
         if self._attempt is not None:
@@ -342,6 +360,31 @@ class Exchange:
         self._attempt = self._pipe = None
         self._relay.finished(record)
         self._ended(record, error)
+
+    def _measure(self, pipe: Pipe) -> None:
+        """Take the pace of a stream, whose model has been judged by then."""
+        record, pace = self._record, pipe.pace()
+        if pace is not None and record.first_byte is not None and record.selected is not None:
+            base, now = self.route.plan.base(record.selected), self._relay.clock.seconds()
+            self._relay.health.streamed(base, pace.events, pace.tokens, pace.heard_at - record.first_byte, now)
+
+    def _judged(self, end: Literal["succeeded", "failed", "abandoned"]) -> None:
+        """What the attempt under way says of its model, once for each."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        health, route = self._relay.health, self.route
+        model = route.plan.base(self._record.attempts[-1].model)
+        if end == "abandoned":
+            health.abandoned(model)
+            return
+        now = self._relay.clock.seconds()
+        if end == "failed":
+            health.failed(model, now)
+            return
+        health.succeeded(model, now - begun if self._record.stream else None, now)
+        if model in route.cooling:
+            health.back(route.cooling, now)
 
     def _drop_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import attrs
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
@@ -22,6 +23,15 @@ _MESSAGES = {
     TRUNCATED: "The model's answer ended before it was complete: what came is only a part of it; try again.",
     IDLE: "The model stopped sending before its answer was complete: what came is only a part of it; try again.",
 }
+
+
+@attrs.frozen
+class Pace:
+    """How a stream came: its events, the tokens its usage counts (None: it does not), when the last event came."""
+
+    events: int
+    tokens: int | None
+    heard_at: float
 
 
 @implementer(IAttemptObserver, IPushProducer)
@@ -63,6 +73,8 @@ class Pipe:
         )
         self._watch.start()
         self._end_waits = False
+        self._events = 0
+        self._ended_well = False
         self.bytes_relayed = 0
         """Body bytes given to the client's transport so far."""
 
@@ -74,8 +86,11 @@ class Pipe:
 
     def body(self, data: bytes, framed: bytes = b"") -> None:
         guard = self._guard
-        if guard is None or guard.feed(data):
+        if guard is None:
             self._watch.heard_at = self._now()
+        elif guard.feed(data):
+            self._watch.heard_at = self._now()
+            self._events += 1
         self.bytes_relayed += len(data)
         if self.bytes_relayed == self._length and self._ends_too_early():
             self._attempt.abort()
@@ -102,6 +117,12 @@ class Pipe:
         """The exchange is over, for whatever reason: watch the time no more."""
         self._watch.stop()
 
+    def pace(self) -> Pace | None:
+        """The pace of a stream that came to its end; None of anything else."""
+        if self._guard is None or not self._ended_well:
+            return None
+        return Pace(self._events, self._guard.completion_tokens(), self._watch.heard_at)
+
     def pauseProducing(self) -> None:
         self._attempt.pause()
         self._watch.pause()
@@ -122,6 +143,7 @@ class Pipe:
 
     def _finish(self) -> None:
         self._downstream.finish()
+        self._ended_well = True
         self._ended("complete", None)
 
     def _cut(self, fault: str) -> None:
