@@ -125,6 +125,7 @@ def build_chutes(
             deadlines,
             relay.open_upstream,
             FleetHealth(relay.health.rules),
+            relay.feed_interval,
         )
     route = ChutesRoute(
         authenticate=spends,

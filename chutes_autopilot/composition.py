@@ -312,6 +312,8 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
         trusted_proxies=settings.trusted_proxy_cidrs if settings.trust_proxy_headers else None,
         own_aliases=settings.aliases_file.aliases if settings.aliases_file is not None else NO_ALIASES,
         require_tee=settings.autopilot_require_tee,
+        ban_fuse=settings.ban_fuse,
+        spread=settings.autopilot_spread,
     )
 
 
@@ -339,6 +341,7 @@ def _chat_relay(
         deadlines,
         lambda model, request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer),
         FleetHealth(_cooldown_rules(settings)),
+        settings.utilization_refresh,
     )
 
 

@@ -78,6 +78,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "unknown_models": "refuse",
         "aliases_file": None,
         "autopilot_require_tee": False,
+        "autopilot_spread": "off",
+        "ban_fuse": True,
         "cooldown_failures": 3,
         "cooldown": 10.0,
         "client_header_timeout": 30.0,

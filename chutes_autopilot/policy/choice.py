@@ -13,7 +13,9 @@ from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, PreferenceList
 from chutes_autopilot.policy.model_offers import Offers
 from chutes_autopilot.policy.plan import Plan, expanded, make_plan, mode_of, no_candidates
+from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.policy.request_needs import Need
+from chutes_autopilot.policy.spread import spread
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -21,6 +23,8 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class Known(Protocol):
     """What is known of the platform: control.snapshots.Snapshot."""
 
+    @property
+    def ranking(self) -> tuple[Ranked, ...]: ...
     @property
     def ranked_models(self) -> tuple[str, ...]: ...
     @property
@@ -33,10 +37,12 @@ class Client:
 
     :param sticky: base name of its remembered choice, to be tried first.
     :param gave_way: that choice is only to be tried first while the preferred model cools down.
+    :param spread_by: its key, where it has an order of its own (AUTOPILOT_SPREAD); None: the ranking's.
     """
 
     sticky: str | None = None
     gave_way: bool = False
+    spread_by: bytes | None = None
 
 
 @frozen
@@ -82,9 +88,11 @@ class Chooser:
         if isinstance(asked, Direct):
             return Choice(make_plan(mode, (asked,), None, limit=self.limit))
         unwanted: dict[str, str] = {}
+        known = self.known
+        models = known.ranked_models if client.spread_by is None else spread(client.spread_by, known.ranking)
 
         def ranked(alias: Alias) -> Sequence[str]:
-            names, left_out = self._ranked(alias.wanted)
+            names, left_out = self._wanted(models, alias.wanted)
             unwanted.update(left_out)
             return self._measured(names, alias.wanted.order, now)
 
@@ -112,17 +120,17 @@ class Chooser:
             able.skipped,
             available.cooling,
             _named(asked, {**able.skipped, **cooling}),
-            lasting=not (order or _is_measured(asked)),
+            lasting=not (order or client.spread_by is not None or _is_measured(asked)),
         )
 
-    def _ranked(self, wanted: Wanted) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The ranked models that are wanted, and the part that each of the others lacks."""
+    def _wanted(self, models: tuple[str, ...], wanted: Wanted) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Of the ranked models those that are wanted, and the part that each of the others lacks."""
         if self.require_tee:
             wanted &= Wanted(tee=True)
         if wanted == ANY:
-            return self.known.ranked_models, {}
+            return models, {}
         offers = self.known.offers
-        missing = {name: wanted.unmet(offers.of(name)) for name in self.known.ranked_models}
+        missing = {name: wanted.unmet(offers.of(name)) for name in models}
         kept = tuple(name for name, part in missing.items() if part is None)
         return kept, {name: part for name, part in missing.items() if part is not None}
 

@@ -21,6 +21,7 @@ class Client:
     session_affinity: bytes | None = None
     _session: bytes | None = attrs.field(default=None, init=False)
     _key: bytes = attrs.field(default=b"", init=False)
+    _credential: bytes = attrs.field(default=b"", init=False)
 
     def key(self, secret: bytes, trusted_proxies: TrustedProxies | None, prompt_cache_key: str) -> bytes:
         """The key by which it is remembered; the last one is kept, for connections that bring many requests."""
@@ -32,6 +33,16 @@ class Client:
             self._key = client_key(secret, token=token, address=address, session=session)
             self._session = session
         return self._key
+
+    def credential_key(self, secret: bytes, trusted_proxies: TrustedProxies | None) -> bytes:
+        """The key of its credential alone, the same in each of its sessions."""
+        if self._session == b"":
+            return self._key
+        if not self._credential:
+            token = bearer_token(self.authorization)
+            address = "" if token else client_address(self.peer, self.forwarded_for, trusted_proxies)
+            self._credential = client_key(secret, token=token, address=address, session=b"")
+        return self._credential
 
 
 @attrs.define

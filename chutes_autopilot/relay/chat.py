@@ -22,12 +22,16 @@ from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
+from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
 from chutes_autopilot.policy.request_needs import Need, read_need
+from chutes_autopilot.policy.retry_shield import BanFuse, ban_refusal, no_retry_headers, wait_when_exhausted
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
 from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
+from chutes_autopilot.wire.headers import header_lines
+from chutes_autopilot.wire.http1 import ResponseHead
 
 CHAT_PATH = b"/v1/chat/completions"
 
@@ -47,6 +51,8 @@ class RoutingRules:
     :param trusted_proxies: the networks whose X-Forwarded-For is believed, None for no one.
     :param own_aliases: the operator's.
     :param require_tee: an alias stands for confidential models only.
+    :param ban_fuse: a client that the platform's edge has banned is answered here for a while.
+    :param spread: whether each client has an order of its own.
     """
 
     limits: Limits
@@ -58,6 +64,8 @@ class RoutingRules:
     trusted_proxies: TrustedProxies | None
     own_aliases: OwnAliases = NO_ALIASES
     require_tee: bool = False
+    ban_fuse: bool = True
+    spread: Literal["off", "rendezvous"] = "off"
 
 
 @attrs.define(eq=False)
@@ -73,6 +81,10 @@ class ChatRelay:
     open_upstream: OpenUpstream
     health: FleetHealth = attrs.field(factory=FleetHealth)
     """What its own traffic says of the models."""
+    feed_interval: float = 5.0
+    """Seconds from one poll of utilization to the next."""
+    fuse: BanFuse = attrs.field(factory=BanFuse)
+    """Which clients the platform's edge has banned."""
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
@@ -144,6 +156,33 @@ class ChatRelay:
                 by_base = {preferred: self.clock.seconds(), **by_base}
         self.sticky.put(exchange.key, after_success(previous, plan, model, by_base))
 
+    def rate_limited(self, exchange: Exchange, limit: RateLimit) -> None:
+        """Count and log a 429 by its kind; a ban is remembered."""
+        record = exchange.record
+        self.metrics.rate_limits[limit.kind] += 1
+        model = exchange.route.plan.base(record.attempts[-1].model)
+        events.rate_limited(record.request_id, model, limit.kind, SENTENCES[limit.kind])
+        if limit.kind == "edge" and self.rules.ban_fuse:
+            self.fuse.banned(exchange.client, limit.retry_after, self.clock.seconds())
+
+    def shield(self, exchange: Exchange, head: ResponseHead, limit: RateLimit | None) -> bytes:
+        """Header lines that keep an SDK from asking again at once, where all failed or the platform's edge refuses."""
+        if limit is None:
+            wait = self.wait(exchange)
+        elif limit.kind == "edge":
+            wait = limit.retry_after or self.fuse.rules.first
+        else:
+            return b""
+        lines = no_retry_headers(wait)
+        return header_lines(lines[:1] if b"retry-after" in head.index else lines)
+
+    def wait(self, exchange: Exchange) -> float:
+        """Seconds after which another try makes sense, all candidates having failed."""
+        now, plan = self.clock.seconds(), exchange.route.plan
+        age = self.snapshots.current.feed_age(now)
+        until_feed = 0.0 if age is None else self.feed_interval - age
+        return wait_when_exhausted(self.health.left(map(plan.base, plan.preferred), now), until_feed, exchange.client)
+
     def finished(self, record: RequestRecord) -> None:
         """Count and log a request that is over."""
         self.metrics.active -= 1
@@ -179,6 +218,10 @@ class ChatRelay:
             self._routes.clear()
             self._routes_of = (snapshot, rules)
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
+        if self.fuse and rules.ban_fuse:
+            credential = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
+            if banned := self.fuse.admit(credential, record.received):
+                raise ban_refusal(banned)
         previous: StickyChoice | None = self.sticky.get(key)
         sticky = None if previous is None else sticky_model(previous, record.received, rules.failback)
         model, offers = body.model, snapshot.offers
@@ -191,7 +234,8 @@ class ChatRelay:
             kind = model, sticky, body.stream, offers.key(need), self.health.cooling(record.received)
             route = self._routes.get(kind)
         if route is None:
-            state = ClientState(None if previous is None else previous.model, gave_way=sticky is None)
+            spread_by = key if rules.spread == "rendezvous" else None
+            state = ClientState(None if previous is None else previous.model, sticky is None, spread_by)
             route = self._new_route(check_model_value(model), need, state, body.stream, snapshot, record)
             if kind is not None and route.lasting:
                 if len(self._routes) >= MAX_ROUTES:

@@ -1,6 +1,7 @@
 """One request carried out: its attempts until the commit boundary, and the hand-over to the pipe."""
 
 from collections.abc import Callable, Mapping
+from time import time
 from typing import Literal, Protocol
 
 import attrs
@@ -12,6 +13,7 @@ from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, Outcome, RequestRecord
+from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.failover import (
     FAILURE_REASONS,
     Answer,
@@ -35,9 +37,11 @@ from chutes_autopilot.policy.failover import (
 )
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
+from chutes_autopilot.policy.rate_limits import RateLimit, read_rate_limit
+from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
-from chutes_autopilot.relay.pipe import Pipe
+from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
@@ -48,6 +52,9 @@ from chutes_autopilot.wire.sse import is_plain_event_stream
 
 OpenUpstream = Callable[[str, UpstreamRequest, float, IAttemptObserver], IUpstreamAttempt]
 """Makes an attempt, not yet started: the model, the request, seconds its head may take, who hears of it."""
+
+
+INTERNAL, UNAVAILABLE = 500, 503
 
 
 @attrs.frozen
@@ -80,6 +87,10 @@ class Route:
 class _Rules(Protocol):
     @property
     def limits(self) -> Limits: ...
+    @property
+    def client_key_secret(self) -> bytes: ...
+    @property
+    def trusted_proxies(self) -> TrustedProxies | None: ...
 
 
 class Surroundings(Protocol):
@@ -93,9 +104,20 @@ class Surroundings(Protocol):
     def deadlines(self) -> Deadlines: ...
     @property
     def health(self) -> FleetHealth: ...
+    @property
+    def fuse(self) -> BanFuse: ...
 
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
+
+    def rate_limited(self, exchange: "Exchange", limit: RateLimit) -> None:
+        """A 429 was relayed."""
+
+    def shield(self, exchange: "Exchange", head: ResponseHead, limit: RateLimit | None) -> bytes:
+        """Header lines for an answer that is not to be asked for again at once."""
+
+    def wait(self, exchange: "Exchange") -> float:
+        """Seconds after which another try makes sense, all candidates having failed."""
 
     def finished(self, record: RequestRecord) -> None:
         """The request is over, its record complete."""
@@ -165,6 +187,17 @@ class Exchange:
         self._downstream = downstream
         self._open_upstream = open_upstream
         self._ended = ended
+
+    @property
+    def record(self) -> RequestRecord:
+        """What happened so far."""
+        return self._record
+
+    @property
+    def client(self) -> bytes:
+        """Who the client is, whatever its session: the key of its credential."""
+        rules = self._relay.rules
+        return self._call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
 
     @property
     def model(self) -> str:
@@ -264,8 +297,11 @@ class Exchange:
         self._attempt = self._open_upstream(model, request, command.header_timeout, self)
         self._attempt.start()
 
-    def _commit(self, head: ResponseHead) -> bytes:
-        """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own."""
+    def _commit(self, head: ResponseHead, limit: RateLimit | None) -> bytes:
+        """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own.
+
+        :param limit: which 429 it is, as far as that is known yet.
+        """
         record = self._record
         self._stop_deadline()
         model = record.attempts[-1].model
@@ -281,6 +317,10 @@ class Exchange:
             self._relay.succeeded(self, model, failures)
         self._committed = True
         own = _OWN % (len(record.attempts), record.request_id.encode())
+        if limit is not None or (head.status == UNAVAILABLE and self.route.plan.mode != "direct"):
+            own += self._relay.shield(self, head, limit)
+        if self._relay.fuse and (limit is None or limit.kind != "edge"):
+            self._relay.fuse.answered(self.client)
         if self.route.plan.mode == "direct":
             return own
         if self.route.skipped:
@@ -291,7 +331,8 @@ class Exchange:
         """Write the held head; from here on the pipe is the attempt's observer."""
         head, attempt, relay = self._head, self._attempt, self._relay
         assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
-        own = self._commit(head)
+        limit = read_rate_limit(head.index, b"", time()) if head.status == RATE_LIMITED else None
+        own = self._commit(head, limit)
         patience = relay.rules.limits.patience
         self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed)
         attempt.observer = self._pipe
@@ -301,7 +342,10 @@ class Exchange:
         """Write an answer that is here from its head to its end."""
         head = self._head
         assert head is not None  # noqa: S101 - it came with the data
-        own = self._commit(head)
+        limit = read_rate_limit(head.index, data, time()) if head.status == RATE_LIMITED else None
+        own = self._commit(head, limit)
+        if limit is not None:
+            self._relay.rate_limited(self, limit)
         self._downstream.answer(head, own, data)
         self._record.bytes_out = len(data)
         self._finish("complete", None)
@@ -326,6 +370,8 @@ class Exchange:
         error.headers += ((ATTEMPTS, b"%d" % len(self._record.attempts)),)
         if self.route.skipped:
             error.headers += ((SKIPPED, self.route.skipped),)
+        if self.route.plan.mode != "direct" and error.status > INTERNAL:
+            error.headers = without_wait(error.headers) + no_retry_headers(self._relay.wait(self))
         self._record.status = error.status
         self._record.error = error.code
         self._finish("refused", error)
@@ -353,6 +399,8 @@ class Exchange:
             self._pipe.stop()
             record.bytes_out = self._pipe.bytes_relayed
             self._measure(self._pipe)
+            if self._head is not None and self._head.status == RATE_LIMITED:
+                self._relay.rate_limited(self, read_rate_limit(self._head.index, self._pipe.beginning(), time()))
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.
         if self._attempt is not None:

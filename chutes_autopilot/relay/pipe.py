@@ -10,10 +10,13 @@ from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe.record import Outcome
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
+from chutes_autopilot.policy.rate_limits import READ_BYTES
 from chutes_autopilot.relay.watch import Patience, Watch
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import StreamGuard, error_event, is_plain_event_stream
+
+RATE_LIMITED = 429
 
 TRUNCATED = "upstream_stream_truncated"
 IDLE = "upstream_stream_idle"
@@ -75,6 +78,7 @@ class Pipe:
         self._end_waits = False
         self._events = 0
         self._ended_well = False
+        self._beginning: list[bytes] | None = [] if head.status == RATE_LIMITED else None
         self.bytes_relayed = 0
         """Body bytes given to the client's transport so far."""
 
@@ -91,6 +95,8 @@ class Pipe:
         elif guard.feed(data):
             self._watch.heard_at = self._now()
             self._events += 1
+        if self._beginning is not None and self.bytes_relayed < READ_BYTES:
+            self._beginning.append(data)
         self.bytes_relayed += len(data)
         if self.bytes_relayed == self._length and self._ends_too_early():
             self._attempt.abort()
@@ -116,6 +122,10 @@ class Pipe:
     def stop(self) -> None:
         """The exchange is over, for whatever reason: watch the time no more."""
         self._watch.stop()
+
+    def beginning(self) -> bytes:
+        """How a 429 began, as far as it came: enough to tell of which kind it is."""
+        return b"".join(self._beginning or ())
 
     def pace(self) -> Pace | None:
         """The pace of a stream that came to its end; None of anything else."""

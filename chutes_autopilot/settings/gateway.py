@@ -233,6 +233,22 @@ GATEWAY_SETTINGS: tuple[Setting, ...] = (
         boolean,
     ),
     Setting(
+        "AUTOPILOT_SPREAD",
+        "off",
+        "off or rendezvous",
+        "Give each client an order of its own, free capacity as the weight, in place of one ranking for all.",
+        "rendezvous",
+        one_of("off", "rendezvous"),
+    ),
+    Setting(
+        "BAN_FUSE",
+        "true",
+        "boolean",
+        "Answer a client whose calls end at the platform's ban page here for a while, with 429 upstream_ban.",
+        "false",
+        boolean,
+    ),
+    Setting(
         "COOLDOWN_FAILURES",
         "3",
         "failures",

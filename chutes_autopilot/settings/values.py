@@ -90,6 +90,8 @@ class Settings:
     unknown_models: Literal["refuse", "pass"]
     aliases_file: AliasFile | None
     autopilot_require_tee: bool
+    autopilot_spread: Literal["off", "rendezvous"]
+    ban_fuse: bool
     cooldown_failures: int
     cooldown: float
     client_header_timeout: float

@@ -1,5 +1,6 @@
 """Every step from what a request asks for to what is tried for it."""
 
+import json
 from types import MappingProxyType
 
 import pytest
@@ -11,7 +12,9 @@ from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import read_model_field
 from chutes_autopilot.policy.model_offers import Offer, Offers
+from chutes_autopilot.policy.ranking import Ranked, rank
 from chutes_autopilot.policy.request_needs import Need
+from chutes_autopilot.policy.utilization import parse_utilization
 
 ALIAS = "chutesai/AutoPilot"
 IMAGE = Need(("image",))
@@ -32,6 +35,7 @@ OFFERS = Offers(
 class World:
     """What is known of a platform with four models."""
 
+    ranking: tuple[Ranked, ...] = ()
     ranked_models: tuple[str, ...] = ("text", "short", "long")
     offers: Offers = OFFERS
 
@@ -187,3 +191,24 @@ def test_own_measurements_order_what_asks_for_them(model: str, candidates: str) 
         health.streamed(name, 10, 10, pace, 99.0)
     choice = chosen(model, health=health, sticky=None if "," in model else "text")
     assert (choice.plan.candidates, choice.lasting) == (tuple(candidates.split()), False)
+
+
+def test_a_client_may_have_an_order_of_its_own() -> None:
+    """It is the same for all its requests, differs between clients, and is narrowed like the ranking."""
+    rows = [{"name": f"m{i}-TEE", "active_instance_count": 10} for i in range(6)]
+    ranking = tuple(rank(parse_utilization(json.dumps(rows).encode()).rows, None))
+    names = tuple(ranked.model for ranked in ranking)
+    health = FleetHealth(CooldownRules(failures=1))
+    health.failed("m3-TEE", 99.0)
+    chooser = Chooser(World(ranking, names, Offers()), health, 8)
+    asked = read_model_field(ALIAS, frozenset(), max_items=8, unknown="refuse")
+
+    def order(key: bytes) -> tuple[str, ...]:
+        choice = chooser.choose(asked, ANYTHING, Client(spread_by=key), 100.0)
+        assert not choice.lasting
+        return choice.plan.candidates
+
+    orders = {order(bytes([key]) * 32) for key in range(20)}
+    assert len(orders) > 5
+    assert {frozenset(each) for each in orders} == {frozenset(names) - {"m3-TEE"}}
+    assert order(b"k" * 32) == order(b"k" * 32)
