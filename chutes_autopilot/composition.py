@@ -45,6 +45,7 @@ from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from
 from chutes_autopilot.upstream.prewarming import PrewarmingService
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
+from chutes_autopilot.web.decisions import DecisionRoutes
 from chutes_autopilot.web.explorer.places import starting, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
@@ -133,13 +134,22 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             attestation_root,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
+        chutes_relay.decisions = relay.decisions
     admin = settings.admin_endpoint is not None
 
     def roots(explorer: "ExplorerParts | Callable[[], ApiError]") -> tuple[KleinResource, KleinResource]:
         """What clients ask, and what an operator asks."""
         seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
-        public = build_root(chat, models, operations, chutes, seen, metrics_here=not admin)
-        return public, build_admin_root(operations, explorer)
+        public = build_root(
+            chat,
+            models,
+            operations,
+            chutes,
+            seen,
+            metrics_here=not admin,
+            decisions=DecisionRoutes(relay, None if admin else settings.admin_token),
+        )
+        return public, build_admin_root(operations, explorer, DecisionRoutes(relay, settings.admin_token))
 
     def open_explorer() -> None:
         from chutes_autopilot.explorer_composition import build_explorer

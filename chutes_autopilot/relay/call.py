@@ -11,6 +11,7 @@ class Client:
     """What a request says of its sender; used to recognise it, never to admit it.
 
     :param peer: the other end's address; no IP address for a unix socket.
+    :param explain: whether it wants to be told why, in a header of the answer.
     :param forwarded_for: the values of X-Forwarded-For in order.
     """
 
@@ -19,6 +20,7 @@ class Client:
     forwarded_for: tuple[bytes, ...] = ()
     session_id: bytes | None = None
     session_affinity: bytes | None = None
+    explain: bool = False
     _session: bytes | None = attrs.field(default=None, init=False)
     _key: bytes = attrs.field(default=b"", init=False)
     _credential: bytes = attrs.field(default=b"", init=False)

@@ -1,7 +1,8 @@
 """A chat request from its arrival to its one record, whatever read it from the wire."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -15,19 +16,22 @@ from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, RequestRecord
 from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
 from chutes_autopilot.policy.capability import skipped_header
-from chutes_autopilot.policy.choice import Chooser
+from chutes_autopilot.policy.choice import Choice, Chooser
 from chutes_autopilot.policy.choice import Client as ClientState
 from chutes_autopilot.policy.client_address import TrustedProxies
+from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
 from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
+from chutes_autopilot.policy.reasons import Reasons, reasons
 from chutes_autopilot.policy.request_needs import Need, read_need
 from chutes_autopilot.policy.retry_shield import BanFuse, ban_refusal, no_retry_headers, wait_when_exhausted
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
-from chutes_autopilot.relay.call import ChatCall
+from chutes_autopilot.relay.call import ChatCall, Client
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
+from chutes_autopilot.relay.explain import Explained
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
 from chutes_autopilot.wire.headers import header_lines
@@ -85,6 +89,8 @@ class ChatRelay:
     """Seconds from one poll of utilization to the next."""
     fuse: BanFuse = attrs.field(factory=BanFuse)
     """Which clients the platform's edge has banned."""
+    decisions: RecentDecisions[Explained] = attrs.field(factory=RecentDecisions)
+    """The last requests, to be explained."""
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
@@ -117,12 +123,31 @@ class ChatRelay:
             return self._exchange(call, body, record, downstream, open_upstream or self.open_upstream, ended)
         except ApiError as error:
             self._refused(record, error)
+            self.decisions.keep(Explained(record, None), self._owner(call.client))
             raise
         except Exception:  # noqa: BLE001 - reported
             events.failed_unexpectedly(Failure(), "reading a request")
             unexpected = internal_error()
             self._refused(record, unexpected)
             raise unexpected from None
+
+    def explain(self, call: ChatCall) -> dict[str, Any]:
+        """What would be tried for a request now, and why; nobody is called. Raises ApiError as `open` does."""
+        body, now = read_chat_body(call.body), self.clock.seconds()
+        route = self._route(call, body, RequestRecord(call.request_id, now))[2]
+        assert route.why is not None  # noqa: S101 - every route made here has reasons
+        return {**route.why().as_json(), "candidates_sent": list(route.plan.candidates)}
+
+    def summary(self, exchange: Exchange) -> bytes:
+        """What was decided so far, for a header."""
+        return Explained(exchange.record, exchange.route).decision().summary()
+
+    def find(self, request_id: str, client: Client) -> Explained | None:
+        """A request of this client's, by its id."""
+        return self.decisions.find(request_id, self._owner(client))
+
+    def _owner(self, client: Client) -> bytes:
+        return client.credential_key(self.rules.client_key_secret, self.rules.trusted_proxies)
 
     def check_room(self) -> None:
         """Raise ApiError overloaded where no further request may be taken now."""
@@ -160,6 +185,7 @@ class ChatRelay:
         """Count and log a 429 by its kind; a ban is remembered."""
         record = exchange.record
         self.metrics.rate_limits[limit.kind] += 1
+        record.attempts[-1].detail = limit.kind
         model = exchange.route.plan.base(record.attempts[-1].model)
         events.rate_limited(record.request_id, model, limit.kind, SENTENCES[limit.kind])
         if limit.kind == "edge" and self.rules.ban_fuse:
@@ -212,16 +238,24 @@ class ChatRelay:
         open_upstream: OpenUpstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
     ) -> Exchange:
-        """What to try for whom; one snapshot serves the whole request."""
+        """What to try for whom."""
+        if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self._owner(call.client), record.received)):
+            raise ban_refusal(banned)
+        key, previous, route = self._route(call, body, record)
+        self.decisions.keep(Explained(record, route), self._owner(call.client))
+        plan = route.plan
+        record.mode = plan.mode
+        record.candidates = plan.candidates
+        kept_as = None if plan.mode == "direct" else key
+        return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+
+    def _route(self, call: ChatCall, body: ChatBody, record: RequestRecord) -> tuple[bytes, StickyChoice | None, Route]:
+        """The client's key, its remembered choice, and the route; one snapshot serves the whole request."""
         snapshot, rules = self.snapshots.current, self.rules
         if self._routes_of[0] is not snapshot or self._routes_of[1] is not rules:
             self._routes.clear()
             self._routes_of = (snapshot, rules)
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
-        if self.fuse and rules.ban_fuse:
-            credential = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
-            if banned := self.fuse.admit(credential, record.received):
-                raise ban_refusal(banned)
         previous: StickyChoice | None = self.sticky.get(key)
         sticky = None if previous is None else sticky_model(previous, record.received, rules.failback)
         model, offers = body.model, snapshot.offers
@@ -241,11 +275,7 @@ class ChatRelay:
                 if len(self._routes) >= MAX_ROUTES:
                     self._routes.clear()
                 self._routes[kind] = route
-        plan = route.plan
-        record.mode = plan.mode
-        record.candidates = plan.candidates
-        kept_as = None if plan.mode == "direct" else key
-        return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+        return key, previous, route
 
     def _new_route(
         self, model: str, need: Need, client: ClientState, stream: bool, snapshot: Snapshot, record: RequestRecord
@@ -260,8 +290,33 @@ class ChatRelay:
         choice = chooser.choose(asked, need, client, record.received)
         state, first = begin(choice.plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
         return Route(
-            choice.plan, state, first, skipped_header(choice.skipped), frozenset(choice.cooling), choice.lasting
+            choice.plan,
+            state,
+            first,
+            skipped_header(choice.skipped),
+            frozenset(choice.cooling),
+            choice.lasting,
+            partial(_reasons, meant, need, client, snapshot, choice),
         )
+
+
+def _reasons(asked: str, need: Need, client: ClientState, snapshot: Snapshot, choice: Choice) -> Reasons:
+    """Why a route is what it is."""
+    plan = choice.plan
+    return reasons(
+        asked=asked,
+        mode=plan.mode,
+        planned=[plan.base(model) for model in plan.candidates],
+        ranking=snapshot.ranking,
+        incapable=choice.incapable,
+        unwanted=choice.unwanted,
+        cooling=choice.cooling,
+        sticky=None if plan.mode == "direct" else client.sticky,
+        gave_way=client.gave_way,
+        spread=client.spread_by is not None,
+        needs=need.requires,
+        snapshot=snapshot.id,
+    )
 
 
 def _overloaded() -> ApiError:

@@ -38,6 +38,7 @@ from chutes_autopilot.policy.failover import (
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
 from chutes_autopilot.policy.rate_limits import RateLimit, read_rate_limit
+from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
@@ -46,7 +47,7 @@ from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.body import ChatBody
-from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED, SKIPPED
+from chutes_autopilot.wire.headers import ATTEMPTS, EXPLAIN, REQUEST_ID, SELECTED, SKIPPED
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
@@ -74,6 +75,7 @@ class Route:
     :param skipped: the value of x-chutes-autopilot-skipped, empty where nothing is to be named.
     :param cooling: base names of the candidates that cooled down when it was made.
     :param lasting: whether it holds for later requests of the kind.
+    :param why: gives the reasons for it.
     """
 
     plan: Plan
@@ -82,6 +84,7 @@ class Route:
     skipped: bytes = b""
     cooling: frozenset[str] = frozenset()
     lasting: bool = True
+    why: Callable[[], Reasons] | None = None
 
 
 class _Rules(Protocol):
@@ -115,6 +118,9 @@ class Surroundings(Protocol):
 
     def shield(self, exchange: "Exchange", head: ResponseHead, limit: RateLimit | None) -> bytes:
         """Header lines for an answer that is not to be asked for again at once."""
+
+    def summary(self, exchange: "Exchange") -> bytes:
+        """What was decided so far, for a header."""
 
     def wait(self, exchange: "Exchange") -> float:
         """Seconds after which another try makes sense, all candidates having failed."""
@@ -319,6 +325,8 @@ class Exchange:
         own = _OWN % (len(record.attempts), record.request_id.encode())
         if limit is not None or (head.status == UNAVAILABLE and self.route.plan.mode != "direct"):
             own += self._relay.shield(self, head, limit)
+        if self._call.client.explain:
+            own += b"%b: %b\r\n" % (EXPLAIN, self._relay.summary(self))
         if self._relay.fuse and (limit is None or limit.kind != "edge"):
             self._relay.fuse.answered(self.client)
         if self.route.plan.mode == "direct":
@@ -374,6 +382,8 @@ class Exchange:
             error.headers = without_wait(error.headers) + no_retry_headers(self._relay.wait(self))
         self._record.status = error.status
         self._record.error = error.code
+        if self._call.client.explain:
+            error.headers += ((EXPLAIN, self._relay.summary(self)),)
         self._finish("refused", error)
 
     def _failed_unexpectedly(self) -> None:

@@ -22,6 +22,7 @@ HOP_BY_HOP = frozenset(
 
 SELECTED = b"x-chutes-autopilot-selected"
 SKIPPED = b"x-chutes-autopilot-skipped"
+EXPLAIN = b"x-chutes-autopilot-explain"
 ATTEMPTS = b"x-chutes-autopilot-attempts"
 REQUEST_ID = b"x-request-id"
 OWN_PREFIX = b"x-chutes-autopilot-"
