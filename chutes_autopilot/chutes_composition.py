@@ -74,10 +74,12 @@ def build_chutes(
     http_client: HTTPClient,
     trust_root: Any,
     service: MultiService,
+    refresh_catalog: Callable[[], None],
     attestation_root: bytes | None = None,
 ) -> ChutesParts:
     """The Chutes route, switched on; what it needs to run is made a part of ``service``.
 
+    :param refresh_catalog: called when the platform does not know what its catalog lists.
     :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
     :raises SettingsError: the key file or the file of measurements cannot be used.
     """
@@ -113,6 +115,7 @@ def build_chutes(
             relay.metrics,
             in_thread,
             service,
+            refresh_catalog,
             attestation_root,
         )
         transport, evidence_of = sealed.open, sealed.evidence_of

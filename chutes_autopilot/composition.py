@@ -9,10 +9,8 @@ import attrs
 from klein.resource import KleinResource
 from treq.client import HTTPClient
 from twisted.application.service import MultiService, Service
-from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.defer import Deferred
 from twisted.internet.ssl import platformTrust
-from zope.interface import implementer
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.control.refresh import BodyListener, CatalogRefresh, UtilizationRefresh
@@ -38,6 +36,7 @@ from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.upstream.agent import control_plane_client
+from chutes_autopilot.upstream.certificates import CertificateFile
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
@@ -62,6 +61,9 @@ DEMO_TOKEN_GAP = 0.02
 
 LONGEST_COOLDOWN = 300.0
 """Seconds to which the time a failing model is left alone grows, unless COOLDOWN_MS begins longer."""
+
+CATALOG_HASTE_SECONDS = 30.0
+"""How long after the catalog came it is not asked for again, though something was not as it says."""
 
 MAX_FEED_BYTES = 64 * 1024 * 1024
 """The largest catalog or utilization answer that is read."""
@@ -101,7 +103,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         simulator.setServiceParent(service)
         if settings.chutes_attestation != "off":
             attestation_root = bytes.fromhex(simulator.simulator.chutes.attestation_root_sha256)
-    trust_root = _CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
+    trust_root = CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
     in_force = _InForce(settings)
     snapshots = SnapshotHolder()
     metrics = _metrics(reactor, snapshots, connections)
@@ -131,6 +133,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             http_client,
             trust_root,
             service,
+            lambda: refreshes[0].hasten(CATALOG_HASTE_SECONDS),
             attestation_root,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
@@ -155,7 +158,15 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         from chutes_autopilot.explorer_composition import build_explorer
 
         explorer = build_explorer(
-            settings, reactor, snapshots, http_client, service, lambda: connections.draining, demo=demo
+            settings,
+            reactor,
+            snapshots,
+            http_client,
+            service,
+            lambda: connections.draining,
+            metrics,
+            trust_root,
+            demo=demo,
         )
         relay.also_finished = chutes_relay.also_finished = explorer.finished
         answers.tell(explorer.listener)
@@ -184,7 +195,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
     PrewarmingService(reactor, lambda: pool.prewarm(backend)).setServiceParent(service)
-    for refresh in _refreshes(in_force, reactor, snapshots, metrics, http_client, answers):
+    refreshes = _refreshes(in_force, reactor, snapshots, metrics, http_client, answers)
+    for refresh in refreshes:
         refresh.setServiceParent(service)
     if settings.explorer_enabled and is_loaded():
         open_explorer()
@@ -233,17 +245,6 @@ class _RefreshEvents:
     def __init__(self, metrics: Metrics) -> None:
         self.refreshed = metrics.refreshed
         self.state_changed = events.control_plane_changed
-
-
-@implementer(IOpenSSLTrustRoot)
-@attrs.frozen
-class _CertificateFile:
-    """The authorities in a PEM file, read by OpenSSL itself."""
-
-    path: str
-
-    def _addCACertsToContext(self, context: Any) -> None:
-        context.load_verify_locations(self.path)
 
 
 def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnections) -> Metrics:

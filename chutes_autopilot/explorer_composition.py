@@ -1,5 +1,6 @@
 """The models explorer put together: settings become its cache, history, merged truth, routes and streams."""
 
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.control.refresh import BodyListener
 from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
+from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
 from chutes_autopilot.explorer_live.listing import ListingRefresh
 from chutes_autopilot.explorer_live.live import Live
 from chutes_autopilot.explorer_live.live_topics import live_topics
@@ -25,11 +27,15 @@ from chutes_autopilot.explorer_live.proxied import ProxiedJson
 from chutes_autopilot.explorer_live.recorder import Recorder
 from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.truth import Truth
+from chutes_autopilot.explorer_live.webhook_sending import WebhookSender
+from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
+from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.model_field import base_of
-from chutes_autopilot.settings import Settings
+from chutes_autopilot.settings import Settings, SettingsError
 from chutes_autopilot.storage.disk_cache import DiskCache, InThread
 from chutes_autopilot.storage.history import HistoryStore
+from chutes_autopilot.storage.webhook_queue import WebhookQueue
 from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
 from chutes_autopilot.web.explorer import live as live_page
 from chutes_autopilot.web.explorer.feed import Feed
@@ -68,6 +74,8 @@ def build_explorer(
     http_client: HTTPClient,
     service: MultiService,
     draining: Callable[[], bool],
+    metrics: Metrics,
+    trust_root: Any,
     *,
     demo: bool = False,
 ) -> Explorer:
@@ -92,6 +100,11 @@ def build_explorer(
     refresh = PeriodicRefresh(listing.refresh_until_known, settings.cache_duration, reactor, random)
     for each in (documents, history, truth, minutes, live, refresh):
         each.setServiceParent(service)
+    if not demo:  # what is simulated is nobody's news
+        webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root)
+        if webhooks is not None:
+            webhooks.setServiceParent(service)
+            truth.change_listeners.append(webhooks.changed)
     feed = Feed(lambda: truth.changes_seen, truth.recent, now())
     parts = ExplorerParts(
         truth=lambda: truth.current,
@@ -113,6 +126,45 @@ def build_explorer(
         streams=StreamRoutes(live, feed, settings.explorer_cors_origins),
     )
     return Explorer(parts, sources, measurements.finished, truth)
+
+
+def _webhooks(
+    settings: Settings, reactor: Any, directory: Path, in_thread: InThread, metrics: Metrics, trust_root: Any
+) -> Webhooks | None:
+    endpoints = read_webhooks(settings.webhooks_file)
+    if not endpoints:
+        return None
+    queue = WebhookQueue(reactor, directory, in_thread)
+    sender = WebhookSender(reactor, trust_root, reactor.seconds, MAX_AT_ONCE)
+    attempts = metrics.counter("webhook_attempts", "Webhook attempts by outcome.", "outcome")
+    metrics.gauge("webhooks_waiting", "Webhook messages that wait to be delivered.", lambda: queue.waiting)
+    metrics.gauge("webhooks_dead", "Webhook messages that were given up and are kept.", lambda: queue.dead)
+    return Webhooks(
+        endpoints,
+        queue,
+        sender,
+        reactor,
+        reactor.seconds,
+        random,
+        lambda: "msg_" + secrets.token_hex(12),
+        attempts,
+    )
+
+
+def read_webhooks(path: str | None) -> tuple[WebhookEndpoint, ...]:
+    """The receivers in WEBHOOKS_FILE.
+
+    :raises SettingsError: names the entry and the member at fault, never a secret.
+    """
+    if path is None:
+        return ()
+    try:
+        return parse_webhooks(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise SettingsError((f"WEBHOOKS_FILE: cannot read the file: {reason}",)) from None
+    except WebhookConfigError as error:
+        raise SettingsError(tuple(f"WEBHOOKS_FILE: {fault}" for fault in error.faults)) from None
 
 
 class _Removed(Service):

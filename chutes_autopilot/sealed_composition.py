@@ -167,6 +167,7 @@ def build_sealed_transport(
     metrics: Metrics,
     in_thread: InThread,
     service: MultiService,
+    refresh_catalog: Callable[[], None],
     attestation_root: bytes | None,
 ) -> SealedTransport:
     """The transport of CHUTES_TRANSPORT=e2ee; what it needs to run is made a part of ``service``.
@@ -217,6 +218,7 @@ def build_sealed_transport(
         in_thread,
         chute_of,
         counted=counted,
+        refresh_catalog=refresh_catalog,
     )
     if verifier is None:
         sealed = SealedTransport(build(), None, snapshots, chute_of_sent)

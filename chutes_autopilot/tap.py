@@ -107,6 +107,7 @@ class Options(usage.Options):
             except ValueError as error:
                 _refuse(str(error))
         self._check_chutes_route()
+        self._check_webhooks()
         if self["check-config"]:
             for warning in self.settings.warnings:
                 print(f"chutes-autopilot: warning: {warning}", file=sys.stderr)
@@ -134,6 +135,16 @@ class Options(usage.Options):
         ):
             if variable is not None and find_spec(package) is None:
                 _refuse(f"{variable} needs the extra {extra}: pip install 'chutes-autopilot[{extra}]'")
+
+    def _check_webhooks(self) -> None:
+        if self.settings.webhooks_file is None or not self.settings.explorer_enabled:
+            return
+        from chutes_autopilot.explorer_composition import read_webhooks  # with all of the explorer
+
+        try:
+            read_webhooks(self.settings.webhooks_file)
+        except SettingsError as error:
+            _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
 
     def read_again(self) -> Settings:
         """The settings as the env file has them now; the environment still wins over it.

@@ -1,5 +1,5 @@
 """The console script: ``chutes-autopilot [run]`` is ``twistd -n chutes-autopilot`` for those who do not know twistd,
-and ``chutes-autopilot keygen`` makes a key file."""
+and its sub-commands are what an operator does beside running it."""
 
 import sys
 from collections.abc import Sequence
@@ -24,11 +24,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     :param arguments: the options after the script's name; those of this process where none are given.
     """
     options = list(sys.argv[1:] if arguments is None else arguments)
-    if options[:1] == ["keygen"]:
-        keygen(options[1:])
-        return
-    if options[:1] == ["run"]:
-        del options[0]
+    match options:
+        case ["keygen", *rest]:
+            keygen(rest)
+        case ["doctor", *rest]:
+            from twisted.internet import reactor
+
+            from chutes_autopilot.cli.doctor import doctor  # with all that the gateway is made of
+
+            doctor(rest, reactor)
+        case ["record", *rest]:
+            from twisted.internet import reactor
+
+            from chutes_autopilot.cli.record import record
+
+            record(rest, reactor)
+        case ["replay", *rest]:
+            from chutes_autopilot.cli.replay import replay
+
+            replay(rest)
+        case ["run", *rest] | rest:
+            _run(rest)
+
+
+def _run(options: Sequence[str]) -> None:
     twistd = Foreground()
     twistd.parseOptions(["--nodaemon", "chutes-autopilot", *options])
     runApp(twistd)

@@ -39,6 +39,17 @@ class PeriodicRefresh(Service):
         self._loop: LoopingCall | None = None
         self._loop_ended: Deferred[None] | None = None
         self._run: Deferred[None] | None = None
+        self._extra: Deferred[None] | None = None
+        self._working = False
+        self._ended_at = 0.0
+
+    def hasten(self, not_within: float) -> None:
+        """Do the work once more now, as somebody knows that it is out of date.
+
+        :param not_within: seconds since the last time in which that would be too much; a run under way is enough.
+        """
+        if self.running and not self._working and self._clock.seconds() - self._ended_at >= not_within:
+            self._extra = Deferred.fromCoroutine(self._run_once(0.0))
 
     def startService(self) -> None:
         super().startService()
@@ -52,8 +63,9 @@ class PeriodicRefresh(Service):
         if self._loop is None or not self._loop.running:
             return None
         self._loop.stop()
-        if self._run is not None:
-            self._run.cancel()
+        for run in (self._run, self._extra):
+            if run is not None:
+                run.cancel()
         return self._loop_ended
 
     def _start_run(self) -> Deferred[None]:
@@ -69,7 +81,14 @@ class PeriodicRefresh(Service):
         try:
             if delay:
                 await deferLater(self._clock, delay)
-            await self._work()
+            if self._working:
+                return  # hastened a moment ago
+            self._working = True
+            try:
+                await self._work()
+            finally:
+                self._working = False
+                self._ended_at = self._clock.seconds()
         except CancelledError:
             pass  # by stopService, which waits for this end
         except Exception:  # noqa: BLE001 - reported, see above

@@ -22,6 +22,7 @@ from chutes_autopilot.storage.history_rows import (
     Resolution,
 )
 from chutes_autopilot.storage.history_writing import DAY, MINUTE, write_minute
+from chutes_autopilot.storage.sqlite_database import aside, prepare
 
 FILE_NAME = "history.sqlite3"
 MAX_PENDING = 64
@@ -168,10 +169,10 @@ class HistoryStore(Service):
         database = ":memory:"
         if self._path is not None:
             try:
-                reason = await self._in_thread(history_file.prepare, self._path)
+                reason = await self._in_thread(prepare, self._path, history_file.SCHEMA)
                 database = str(self._path)
                 if reason is not None:
-                    events.history_set_aside(reason, history_file.aside(self._path).name)
+                    events.history_set_aside(reason, aside(self._path).name)
             except (OSError, ValueError, sqlite3.Error) as error:
                 self._say(error)
         self._in_memory = database == ":memory:"

@@ -1,24 +1,20 @@
-"""The history's database: made, checked, set aside where it is damaged, and kept small. Everything here blocks.
+"""The history's database: its tables, and how it is kept small. Everything here blocks.
 
 The space of what was deleted goes back to the file system in small steps (``auto_vacuum=INCREMENTAL``), never by
 rewriting the file.
 """
 
-import contextlib
-import os
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 from chutes_autopilot.storage.history_rows import MEASURES
 from chutes_autopilot.storage.history_writing import DAY, HOUR
+from chutes_autopilot.storage.sqlite_database import Schema
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x43415048
 WAL_BYTES = 4 * 1024 * 1024
 TRIM_ROUNDS = 20
 
-_SCHEMA = f"""
+_TABLES = f"""
 CREATE TABLE chute (
     id INTEGER PRIMARY KEY, chute_id TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
     first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL
@@ -40,61 +36,9 @@ CREATE TABLE failover (
 ) WITHOUT ROWID;
 CREATE TABLE progress (rolled_up INTEGER NOT NULL);
 INSERT INTO progress VALUES (0);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
 """  # noqa: S608 - names of our own
 
-
-class NotOurs(Exception):
-    """A database that some other program, or another version of this one, has made."""
-
-
-def prepare(path: Path) -> str | None:
-    """Make the file, readable by its owner alone, and find out whether it is a sound one of ours.
-
-    One that is not is set aside, in the place of the one that was before; then this says why.
-
-    :raises OSError, ValueError, sqlite3.OperationalError: no file can be had here.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "rb") as file:
-        os.fchmod(file.fileno(), 0o600)
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            _check(connection)
-    except NotOurs as fault:
-        reason = str(fault)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:
-        reason = "it is damaged"
-    else:
-        return None
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(f"{path}{suffix}", f"{aside(path)}{suffix}")
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-    return reason
-
-
-def aside(path: Path) -> Path:
-    """Where a file goes that cannot be used."""
-    return path.with_name(f"{path.name}.set-aside")
-
-
-def _check(connection: sqlite3.Connection) -> None:
-    def pragma(name: str) -> Any:
-        return connection.execute(f"PRAGMA {name}").fetchone()[0]
-
-    if pragma("page_count") == 0:
-        return
-    if pragma("application_id") != APPLICATION_ID:
-        raise NotOurs("it was not made by this program")
-    if (version := pragma("user_version")) != SCHEMA_VERSION:
-        raise NotOurs(f"it is of version {version}, and this program knows version {SCHEMA_VERSION}")
-    if pragma("quick_check(1)") != "ok":
-        raise sqlite3.DatabaseError
+SCHEMA = Schema(0x43415048, 1, _TABLES)
 
 
 def configure(connection: sqlite3.Connection) -> None:
@@ -105,8 +49,7 @@ def configure(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-        if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
-            connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+        SCHEMA.create(connection)
     except BaseException:
         connection.close()
         raise

@@ -120,3 +120,23 @@ def test_it_starts_again_after_a_stop() -> None:
     service.startService()
     assert work.starts == [0.0, 3.0]
     service.stopService()
+
+
+def test_a_hastened_run_comes_at_once_and_in_between() -> None:
+    """It does not move the beat, and comes neither while a run is under way nor again within the time given."""
+    clock, work, service = started()
+    service.startService()
+    clock.advance(4.0)
+    service.hasten(5.0)
+    assert work.starts == [0.0]
+    clock.advance(2.0)
+    service.hasten(5.0)
+    assert work.starts == [0.0, 6.0]
+    clock.advance(4.0)
+    assert work.starts == [0.0, 6.0, 10.0]
+    work.wait = Deferred()
+    clock.advance(10.0)
+    service.hasten(0.0)
+    assert work.starts == [0.0, 6.0, 10.0, 20.0]
+    service.stopService()
+    assert not clock.getDelayedCalls()

@@ -57,6 +57,7 @@ def start_gateway(scripted: ScriptedUpstream, path: str) -> Iterator[StartGatewa
             "BACKEND_BASE_URL": scripted.url,
             "MODELS_URL": scripted.url + "/v1/models",
             "UTILIZATION_URL": scripted.url + "/chutes/utilization",
+            "EXPLORER_ENABLED": "false",  # it asks upstreams of its own, and takes its time to start
         }
         settings = read_settings({**urls, **environ}, lambda path: Path(path).read_text())
         service = build(settings, reactor, ("tcp:0:interface=127.0.0.1",))

@@ -17,7 +17,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from chutes_autopilot.explorer_live import recorder
 from chutes_autopilot.explorer_live.recorder import OTHERS, Recorder
-from chutes_autopilot.storage import history_file, history_queries
+from chutes_autopilot.storage import history, history_file, history_queries
 from chutes_autopilot.storage.history import FILE_NAME, MAX_PENDING, HistoryStore, HistoryUnavailable
 from chutes_autopilot.storage.history_rows import MEASURES, CatalogChange, FailoverCount, HistoryRow, Point
 from chutes_autopilot.storage.history_writing import DAY, HOUR, MINUTE
@@ -213,7 +213,7 @@ def other_program(path: Path) -> None:
 
 def other_version(path: Path) -> None:
     with closing(sqlite3.connect(path)) as raw:
-        raw.executescript(f"CREATE TABLE x (y); PRAGMA application_id = {history_file.APPLICATION_ID}")
+        raw.executescript(f"CREATE TABLE x (y); PRAGMA application_id = {history_file.SCHEMA.application_id}")
         raw.execute("PRAGMA user_version = 7")
 
 
@@ -355,7 +355,7 @@ async def test_the_reactor_is_never_held(
 
         return watch
 
-    for module, name in ((history_file, "prepare"), (history_file, "trim"), (history_queries, "first_seen")):
+    for module, name in ((history, "prepare"), (history_file, "trim"), (history_queries, "first_seen")):
         monkeypatch.setattr(module, name, watched(getattr(module, name)))
     store = open_store(tmp_path)
     await store.record(T0, [row()])

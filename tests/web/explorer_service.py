@@ -31,6 +31,7 @@ from chutes_autopilot.upstream.fetch import FetchedAnswer, FetchError
 from chutes_autopilot.web.answers import install_error_answers
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.explorer.parts import ExplorerParts
+from chutes_autopilot.web.explorer.places import close_explorer, switched_off
 from chutes_autopilot.web.explorer.routes import mount_explorer
 from chutes_autopilot.web.site import ClientLimits, GatewayRequest, GatewaySite
 
@@ -243,7 +244,10 @@ def mounted(parts: ExplorerParts | None) -> Klein:
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     install_error_answers(app)
-    mount_explorer(app, parts)
+    if parts is None:
+        close_explorer(app, switched_off)
+    else:
+        mount_explorer(app, parts)
     return app
 
 

@@ -1,0 +1,73 @@
+"""What of this machine the gateway needs: settings that fit, descriptors, and its own key file."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.util import find_spec
+
+from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
+from chutes_autopilot.doctor.findings import Finding, fail, ok, warn
+from chutes_autopilot.e2ee_keys import read_keys
+from chutes_autopilot.settings import SETTINGS, Settings, SettingsError, describe, read_settings
+
+_SOON = 86_400.0
+
+
+def changed_settings(settings: Settings) -> tuple[str, ...]:
+    """The settings that differ from their defaults, as ``NAME=value`` lines, secrets masked."""
+    defaults = describe(read_settings({}, lambda path: ""))
+    return tuple(line for line, default in zip(describe(settings), defaults, strict=True) if line != default)
+
+
+def effective_settings(settings: Settings) -> Mapping[str, str]:
+    """Every setting in force, secrets masked."""
+    return dict(line.split("=", 1) for line in describe(settings))
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """What is legal, and yet will not do."""
+    changed = len(changed_settings(settings))
+    yield ok("settings", "values", f"valid; {changed} of {len(SETTINGS)} differ from their defaults")
+    for warning in settings.warnings:
+        name, _, rest = warning.partition(" ")
+        yield warn("settings", name, rest, "see this setting in the README")
+    if settings.chutes_enabled and settings.chutes_attestation == "quote+tcb" and find_spec("dcap_qvl") is None:
+        advice = "pip install 'chutes-autopilot[attestation]'"
+        yield fail("settings", "CHUTES_ATTESTATION", "the extra attestation is not installed", advice)
+
+
+def check_descriptors(settings: Settings) -> Finding:
+    """Whether the process may have as many connections as MAX_CONNECTIONS says; raises this one's limit to see."""
+    wanted = enough_descriptors(settings.max_connections, settings.max_inflight_requests)
+    raise_descriptor_limit(wanted)
+    limit = connection_limit(settings.max_connections)
+    if limit < settings.max_connections:
+        advice = f"allow {wanted} open files (ulimit -n, LimitNOFILE, ulimits), or set MAX_CONNECTIONS to {limit}"
+        return warn("limits", "MAX_CONNECTIONS", f"only {limit} of {settings.max_connections} connections fit", advice)
+    return ok("limits", "MAX_CONNECTIONS", f"{limit} connections fit")
+
+
+def check_key_file(settings: Settings, now: float) -> Iterator[Finding]:
+    """Whether E2EE_KEY_FILE can be used, where it counts.
+
+    :param now: Unix time.
+    """
+    path = settings.e2ee_key_file
+    if not path or settings.e2ee_key_source not in ("auto", "file"):
+        return
+    try:
+        keys = read_keys(path)
+    except SettingsError as error:
+        advice = "chutes-autopilot keygen makes one; only its owner may read it"
+        yield fail("keys", "E2EE_KEY_FILE", error.faults[0].removeprefix("E2EE_KEY_FILE: "), advice)
+        return
+    active = [key for key in keys.keys if key.active(now)]
+    ends = [key.not_after for key in active if key.not_after is not None]
+    if not active:
+        advice = "chutes-autopilot keygen --rotate puts new ones into it"
+        yield fail("keys", "E2EE_KEY_FILE", "all keys in it are past their time", advice)
+    elif len(ends) == len(active) and min(ends) - now < _SOON:
+        until = datetime.fromtimestamp(min(ends), UTC).strftime("%Y-%m-%d %H:%M UTC")
+        advice = "chutes-autopilot keygen --rotate puts new ones into it"
+        yield warn("keys", "E2EE_KEY_FILE", f"no key is left after {until}", advice)
+    else:
+        yield ok("keys", "E2EE_KEY_FILE", f"{len(active)} keys in force: {', '.join(keys.identity())}")

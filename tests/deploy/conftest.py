@@ -1,0 +1,37 @@
+"""What the files under deploy/ are held against: the metrics of the whole service."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from chutes_autopilot import composition
+from chutes_autopilot.observe.metrics import Metrics
+from chutes_autopilot.settings import read_settings
+
+EVERYTHING_ON = {
+    "CHUTES_ENABLED": "true",
+    "CHUTES_API_KEY": "cpk_test",
+    "CHUTES_TRANSPORT": "e2ee",
+    "CHUTES_ATTESTATION": "binding",
+}
+
+
+@pytest.fixture
+def metric_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Type by name of every metric of the service with all of its parts on, counters with their ``_total``."""
+    from twisted.internet import reactor
+
+    made: list[Metrics] = []
+
+    class Kept(Metrics):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(composition, "Metrics", Kept)
+    settings = read_settings({**EVERYTHING_ON, "CACHE_DIR": str(tmp_path)}, lambda path: "")
+    composition.build(settings, reactor, ())
+    (metrics,) = made
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {f.name + "_total" * (f.type == "counter"): f.type for f in families}
