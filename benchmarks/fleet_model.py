@@ -16,7 +16,7 @@ from statistics import mean, quantiles
 
 from chutes_autopilot.demo.catalog import simulated_models
 from chutes_autopilot.policy.catalog import Catalog, CatalogEntry
-from chutes_autopilot.policy.model_field import Alias
+from chutes_autopilot.policy.model_field import Direct
 from chutes_autopilot.policy.plan import Plan, make_plan
 from chutes_autopilot.policy.ranking import Ranked, rank
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
@@ -277,10 +277,10 @@ class Fleet:
     def _plan(self, client: _Client) -> Plan:
         if self._scenario.order == ORACLE:
             best = sorted(self._models.values(), key=lambda model: (model.free <= 0, model.expected()))
-            return make_plan(Alias(), [model.name for model in best], None, limit=MAX_ATTEMPTS)
+            return make_plan("alias", [Direct(model.name, model.name) for model in best], None, limit=MAX_ATTEMPTS)
         order = VARIANTS[self._scenario.order](client.key, self._ranking)
         sticky = sticky_model(client.choice, self._now, FAILBACK)
-        return make_plan(Alias(), order, sticky, limit=MAX_ATTEMPTS)
+        return make_plan("alias", [Direct(name, name) for name in order], sticky, limit=MAX_ATTEMPTS)
 
     def _try(self, request: _Request) -> None:
         model = self._models[request.plan.candidates[request.attempts]]

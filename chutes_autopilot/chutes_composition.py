@@ -17,6 +17,7 @@ from chutes_autopilot.e2ee.request_headers import E2EEPolicy
 from chutes_autopilot.e2ee.server_keys import ServerKeys
 from chutes_autopilot.e2ee_keys import KeyHolder, key_holder
 from chutes_autopilot.interfaces import IReplayClaims
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import OpenUpstream
@@ -119,7 +120,15 @@ def build_chutes(
         )
         transport, evidence_of = sealed.open, sealed.evidence_of
         relay = ChatRelay(
-            relay.rules, sealed.snapshots, relay.sticky, relay.metrics, reactor, deadlines, relay.open_upstream
+            relay.rules,
+            sealed.snapshots,
+            relay.sticky,
+            relay.metrics,
+            reactor,
+            deadlines,
+            relay.open_upstream,
+            FleetHealth(relay.health.rules),
+            relay.feed_interval,
         )
     route = ChutesRoute(
         authenticate=spends,

@@ -25,7 +25,10 @@ from chutes_autopilot.late_explorer import KeptAnswers, LateExplorer, is_loaded
 from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
+from chutes_autopilot.policy.alias_file import NO_ALIASES
+from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.failover import Timeouts
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
 from chutes_autopilot.relay.exchange import Limits
@@ -41,6 +44,7 @@ from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from
 from chutes_autopilot.upstream.prewarming import PrewarmingService
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
+from chutes_autopilot.web.decisions import DecisionRoutes
 from chutes_autopilot.web.explorer.places import starting, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
@@ -54,6 +58,9 @@ if TYPE_CHECKING:
 DEMO_FIRST_TOKEN = 0.15
 DEMO_TOKEN_GAP = 0.02
 """Seconds: the pace of the demo mode's simulated answers."""
+
+LONGEST_COOLDOWN = 300.0
+"""Seconds to which the time a failing model is left alone grows, unless COOLDOWN_MS begins longer."""
 
 CATALOG_HASTE_SECONDS = 30.0
 """How long after the catalog came it is not asked for again, though something was not as it says."""
@@ -108,6 +115,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     deadlines = Deadlines(reactor)
     relay = _chat_relay(settings, reactor, snapshots, metrics, pool, backend, sticky, deadlines)
     chat = ChatRoute(relay)
+    models = ModelsRoute(snapshots, lambda: relay.rules.own_aliases)
     operations = OperationsRoute(_readiness(in_force, reactor, snapshots, connections), metrics)
     http_client = _http_client(settings, reactor, trust_root, service)
     chutes, chutes_relay = CHUTES_DISABLED, relay
@@ -129,13 +137,22 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             attestation_root,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
+        chutes_relay.decisions = relay.decisions
     admin = settings.admin_endpoint is not None
 
     def roots(explorer: "ExplorerParts | Callable[[], ApiError]") -> tuple[KleinResource, KleinResource]:
         """What clients ask, and what an operator asks."""
         seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
-        public = build_root(chat, ModelsRoute(snapshots), operations, chutes, seen, metrics_here=not admin)
-        return public, build_admin_root(operations, explorer)
+        public = build_root(
+            chat,
+            models,
+            operations,
+            chutes,
+            seen,
+            metrics_here=not admin,
+            decisions=DecisionRoutes(relay, None if admin else settings.admin_token),
+        )
+        return public, build_admin_root(operations, explorer, DecisionRoutes(relay, settings.admin_token))
 
     def open_explorer() -> None:
         from chutes_autopilot.explorer_composition import build_explorer
@@ -167,6 +184,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         service.grace = new.shutdown_grace
         site.limits = _client_limits(new)
         relay.rules = chutes_relay.rules = _routing_rules(new, relay.rules.client_key_secret)
+        for each in (relay, chutes_relay):
+            each.health.apply(_cooldown_rules(new))
         sticky.ttl, sticky.max_entries = new.sticky_ttl, new.sticky_max_entries
         pool.connect_timeout = new.upstream_connect_timeout
         pool.max_open = open_limit(new.max_inflight_requests)
@@ -302,7 +321,16 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
         failback=settings.sticky_failback,
         client_key_secret=client_key_secret,
         trusted_proxies=settings.trusted_proxy_cidrs if settings.trust_proxy_headers else None,
+        own_aliases=settings.aliases_file.aliases if settings.aliases_file is not None else NO_ALIASES,
+        require_tee=settings.autopilot_require_tee,
+        ban_fuse=settings.ban_fuse,
+        spread=settings.autopilot_spread,
     )
+
+
+def _cooldown_rules(settings: Settings) -> CooldownRules:
+    longest = max(LONGEST_COOLDOWN, settings.cooldown)
+    return CooldownRules(settings.cooldown_failures, settings.cooldown, longest)
 
 
 def _chat_relay(
@@ -323,6 +351,8 @@ def _chat_relay(
         reactor,
         deadlines,
         lambda model, request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer),
+        FleetHealth(_cooldown_rules(settings)),
+        settings.utilization_refresh,
     )
 
 

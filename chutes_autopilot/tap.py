@@ -156,6 +156,11 @@ class Options(usage.Options):
         except OSError as error:
             raise SettingsError((f"cannot read the file given by --env-file: {error.strerror}",)) from error
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether there is anything that can have changed since the start."""
+        return self["env-file"] is not None or self.settings.aliases_file is not None
+
     def observer(self) -> ILogObserver:
         """The process's log in our format, going where twistd's own options send it."""
         twistd: Mapping[str, Any] = self.parent or {}
@@ -235,7 +240,7 @@ def _reload(options: Options, gateway: GatewayService) -> Callable[[str], None]:
         options.log_threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
         gateway.apply(settings)
 
-    settings = Reload(options.settings, options.read_again if options["env-file"] is not None else None, apply)
+    settings = Reload(options.settings, options.read_again if options.reads_files else None, apply)
 
     def reload(reason: str) -> None:
         settings(reason)

@@ -12,7 +12,17 @@ FLOORS = [  # lowest first; the longest matching prefix wins
     {"relay", "control", "explorer_live"},
     {"web", "edge"},
     {"tap", "composition", "listening", "descriptors", "drain", "reload", "signals"}
-    | {"demo", "doctor", "cli", "e2ee_client", "e2ee_keys", "chutes_composition", "sealed_composition", "explorer_composition", "late_explorer"},
+    | {
+        "demo",
+        "doctor",
+        "cli",
+        "e2ee_client",
+        "e2ee_keys",
+        "chutes_composition",
+        "sealed_composition",
+        "explorer_composition",
+        "late_explorer",
+    },
 ]
 PURE = ("errors", "wire", "settings", "policy", "e2ee", "explorer")
 

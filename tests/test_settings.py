@@ -76,6 +76,12 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_failover_attempts": 8,
         "request_deadline": 600.0,
         "unknown_models": "refuse",
+        "aliases_file": None,
+        "autopilot_require_tee": False,
+        "autopilot_spread": "off",
+        "ban_fuse": True,
+        "cooldown_failures": 3,
+        "cooldown": 10.0,
         "client_header_timeout": 30.0,
         "client_body_timeout": 60.0,
         "client_idle_timeout": 75.0,
@@ -158,6 +164,7 @@ def test_every_row_has_a_default_and_an_example_that_differs() -> None:
     }
     files = {s.example: SECRETS[s.name.removesuffix("_FILE")] for s in SETTINGS if s.name.startswith(tuple(SECRETS))}
     files["/etc/ssl/private-ca.pem"] = PEM
+    files["/etc/chutes-autopilot/aliases.json"] = '{"house": ":tee"}'
     for setting in SETTINGS:
         environ = dict([needed[setting.name]]) if setting.name in needed else {}
         environ[setting.name] = setting.example
@@ -205,6 +212,7 @@ RANGES = {
     "STICKY_TTL_SECS": (0, 2_592_000),
     "STICKY_MAX_ENTRIES": (0, 10_000_000),
     "STICKY_FAILBACK_MS": (0, 604_800_000),
+    "COOLDOWN_FAILURES": (0, 1000),
     "E2EE_REPLAY_WINDOW_SECONDS": (30, 3600),
     "E2EE_REPLAY_SKEW_SECONDS": (0, 300),
     "E2EE_STREAM_COALESCE_MS": (0, 10_000),
@@ -637,3 +645,13 @@ def test_any_environment_is_read_or_refused(environ: dict[str, str]) -> None:
     except SettingsError as error:
         named = {line.partition(":")[0] for line in error.faults}
     assert named <= {s.name for s in SETTINGS}
+
+
+def test_own_aliases_are_read_at_the_start() -> None:
+    """Each faulty entry of ALIASES_FILE is named; a changed file is a changed setting."""
+    one, two = (read({"ALIASES_FILE": "/a"}, {"/a": text}).aliases_file for text in ('{"x": ":tee"}', '{"x": ":fast"}'))
+    assert str(one) == str(two) == "/a"
+    assert one != two
+    assert faults({"ALIASES_FILE": "/a"}) == ("ALIASES_FILE: cannot read the file: No such file or directory",)
+    (fault,) = faults({"ALIASES_FILE": "/a"}, {"/a": '{"x": ":nonsense"}'})
+    assert fault.startswith("ALIASES_FILE: 'x'")

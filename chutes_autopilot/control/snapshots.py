@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from chutes_autopilot.control.slices import in_slices
 from chutes_autopilot.policy.catalog import Catalog
+from chutes_autopilot.policy.model_offers import Offers, offers_in_slices
 from chutes_autopilot.policy.ranking import Ranked, rank_in_slices
 from chutes_autopilot.policy.utilization import UtilizationFeed, UtilizationRow
 
@@ -27,6 +28,7 @@ class Snapshot:
     :param ranking: the candidates, best first.
     :param feed_rows: named chutes in the feed.
     :param feed_skipped: malformed records in the feed.
+    :param offers: what the models of the catalog can do.
     """
 
     id: int = 0
@@ -36,6 +38,7 @@ class Snapshot:
     ranking: tuple[Ranked, ...] = ()
     feed_rows: int = 0
     feed_skipped: int = 0
+    offers: Offers = field(factory=Offers, eq=False, repr=False)
     ranked_models: tuple[str, ...] = field(init=False, eq=False, repr=False)
     """The names of the candidates, best first."""
 
@@ -111,7 +114,8 @@ class SnapshotBuilder:
     async def take_catalog(self, catalog: Catalog, fetched_at: float) -> None:
         """Make a new catalog the current one and rank the last feed again by it."""
         async with self._turn:
-            await self._swap(self._rows, catalog=catalog, catalog_fetched_at=fetched_at)
+            offers = await in_slices(self._clock, offers_in_slices(catalog))
+            await self._swap(self._rows, catalog=catalog, catalog_fetched_at=fetched_at, offers=offers)
 
     async def take_feed(self, feed: UtilizationFeed, fetched_at: float) -> None:
         """Rank a new feed by the current catalog."""

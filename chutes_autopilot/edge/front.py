@@ -22,7 +22,7 @@ from chutes_autopilot.upstream.direct import Write, best_write, queue
 from chutes_autopilot.web.channel import Awaited, GatewayChannel
 from chutes_autopilot.web.request import GatewayRequest
 from chutes_autopilot.web.site import GatewaySite
-from chutes_autopilot.wire.headers import REQUEST_ID, acceptable_request_id
+from chutes_autopilot.wire.headers import EXPLAIN, REQUEST_ID, acceptable_request_id
 from chutes_autopilot.wire.ordinary import REQUEST_LINE_START, OrdinaryHead, read_ordinary_head
 
 
@@ -181,6 +181,7 @@ class FrontChannel(GatewayChannel):
             () if forwarded_for is None else (forwarded_for,),
             index.get(b"x-session-id"),
             index.get(b"x-session-affinity"),
+            index.get(EXPLAIN) == b"1",
         )
         self._named = head
         return self._client

@@ -33,6 +33,18 @@ def request_finished(record: RequestRecord) -> None:
     )
 
 
+def rate_limited(request_id: str, model: str, kind: str, sentence: str) -> None:
+    """The platform answered 429; of which kind, and what that means."""
+    _log.warn(
+        "request {request_id}: 429 from {model}: {sentence} ({kind})",
+        event="rate_limited",
+        request_id=request_id,
+        model=model,
+        kind=kind,
+        sentence=sentence,
+    )
+
+
 def control_plane_changed(source: str, state: str, detail: str) -> None:
     """The catalog or the utilization feed became ready, failed or recovered."""
     level = LogLevel.warn if state == "failed" else LogLevel.info

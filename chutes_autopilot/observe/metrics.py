@@ -74,6 +74,7 @@ class Metrics(Collector):
         self._refresh_durations: dict[str, _Histogram] = {}
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._counters: list[tuple[str, str, str, Counter[str]]] = []
+        self.rate_limits = self.counter("rate_limited", "The platform's 429s by policy.rate_limits' kinds.", "kind")
         self._registry = CollectorRegistry()
         self._registry.register(self)
 

@@ -12,12 +12,16 @@ CLIENT_GONE_STATUS = 499
 
 @attrs.define(eq=False)
 class AttemptRecord:
-    """One attempt: the model sent, the status it got, and why it failed (policy.failover's names) and when."""
+    """One attempt: the model sent, the status it got, and why it failed (policy.failover's names) and when.
+
+    :param detail: of which kind a 429 is (policy.rate_limits).
+    """
 
     model: str
     status: int | None = None
     failure: str | None = None
     failed: float | None = None
+    detail: str | None = None
 
 
 @attrs.define(eq=False)

@@ -18,9 +18,8 @@ from typing import Any
 from attrs import frozen
 
 from chutes_autopilot.errors import ApiError
-from chutes_autopilot.policy.aliases import EXAMPLES, read_composed_alias, read_parts
+from chutes_autopilot.policy.aliases import ALIASES, EXAMPLES, read_composed_alias, read_parts
 from chutes_autopilot.policy.feed_json import model_name
-from chutes_autopilot.policy.model_field import ALIASES
 
 MAX_FILE_BYTES = 256 * 1024
 """The largest file that is read."""
@@ -73,6 +72,17 @@ class OwnAliases:
         if plain == name:
             return items
         return tuple(item if item.endswith(_THINKING) else item + _THINKING for item in items)
+
+
+@frozen
+class AliasFile:
+    """A file of aliases as it was read: ALIASES_FILE."""
+
+    path: str
+    aliases: OwnAliases
+
+    def __str__(self) -> str:
+        return self.path
 
 
 NO_ALIASES = OwnAliases(MappingProxyType({}))

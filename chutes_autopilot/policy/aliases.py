@@ -23,8 +23,10 @@ from typing import Literal
 from attrs import evolve, frozen
 
 from chutes_autopilot.errors import ApiError
-from chutes_autopilot.policy.model_field import ALIASES
 from chutes_autopilot.policy.model_offers import Offer
+
+ALIASES = ("chutesai/AutoPilot", "chutesai-routing/AutoPilot")
+"""The names that mean "the best live model now"; exact spelling."""
 
 Order = Literal["", "fast", "throughput"]
 

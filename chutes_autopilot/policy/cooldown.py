@@ -27,7 +27,7 @@ PROBE_SECONDS = 120.0
 class CooldownRules:
     """What the operator sets.
 
-    :param failures: in a row, for a model to cool down (COOLDOWN_FAILURES).
+    :param failures: in a row, for a model to cool down (COOLDOWN_FAILURES); 0: none ever does.
     :param first: seconds of a model's first time to cool down (COOLDOWN_MS); it doubles with each failed probe.
     :param longest: seconds it grows to.
     :param window: seconds within which the failures must lie.
@@ -72,7 +72,7 @@ class Cooldown:
 
     def failed(self, now: float) -> bool:
         """An attempt failed through the model's fault; whether it cools down from now on."""
-        if self._times and now < self._until:
+        if not self.rules.failures or (self._times and now < self._until):
             return False
         if not self._times:
             self._failed_at = [*(at for at in self._failed_at if now - at <= self.rules.window), now]
@@ -89,6 +89,10 @@ class Cooldown:
         self._failed_at.clear()
         self._times = 0
         self._probe_began = None
+
+    def end_wait(self, now: float) -> None:
+        """The platform itself was down, not the model: it may be tried again now."""
+        self._until = min(self._until, now)
 
     def abandoned(self) -> None:
         """An attempt ended without telling anything of the model: the client left."""

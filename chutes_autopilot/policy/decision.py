@@ -5,7 +5,7 @@ It holds no prompt, no answer, no key, no address, nor a hash of one.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 import attrs
@@ -153,17 +153,27 @@ class Decision:
                 )
 
 
+class Named(Protocol):
+    """A decision, or what one can be made of."""
+
+    @property
+    def request_id(self) -> str: ...
+
+
+Kept = TypeVar("Kept", bound=Named)
+
+
 @attrs.define(eq=False)
-class RecentDecisions:
+class RecentDecisions(Generic[Kept]):
     """The last decisions, each to be found by the client whose request it was.
 
     :param limit: how many are kept.
     """
 
     limit: int = 500
-    _kept: OrderedDict[tuple[str, bytes], Decision] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _kept: OrderedDict[tuple[str, bytes], Kept] = attrs.field(factory=OrderedDict, init=False, repr=False)
 
-    def keep(self, decision: Decision, owner: bytes) -> None:
+    def keep(self, decision: Kept, owner: bytes) -> None:
         """Keep one more; of two with the same id and owner the newer counts."""
         key = decision.request_id, owner
         self._kept[key] = decision
@@ -171,14 +181,14 @@ class RecentDecisions:
         while len(self._kept) > self.limit:
             self._kept.popitem(last=False)
 
-    def find(self, request_id: str, owner: bytes) -> Decision | None:
+    def find(self, request_id: str, owner: bytes) -> Kept | None:
         """The decision on a request of this owner's; None for any other, as if it did not exist.
 
         :param owner: the client's key.
         """
         return self._kept.get((request_id, owner))
 
-    def newest(self, count: int) -> list[Decision]:
+    def newest(self, count: int) -> list[Kept]:
         """The last ones, newest first, for the operator."""
         return [decision for decision, _ in zip(reversed(self._kept.values()), range(count), strict=False)]
 

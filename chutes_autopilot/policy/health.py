@@ -23,6 +23,9 @@ ENOUGH_SAMPLES = 20
 """How many of them make a percentile."""
 
 
+_NONE: frozenset[str] = frozenset()
+
+
 @attrs.define(eq=False)
 class Average:
     """One exponentially weighted average; None before the first value."""
@@ -150,6 +153,23 @@ class FleetHealth:
         health.between_events.add(seconds / (events - 1), now)
         if tokens is not None and tokens > 1:
             health.tokens_per_second.add((tokens - 1) / seconds, now)
+
+    def back(self, models: Iterable[str], now: float) -> None:
+        """All of some models cooled down and yet one answered: the platform had failed, so all get their probe."""
+        for name in self._cooling.intersection(models):
+            self._models[name].cooldown.end_wait(now)
+
+    def apply(self, rules: CooldownRules) -> None:
+        """Put other rules into force; what cools down goes on to do so."""
+        self.rules = rules
+        for health in self._models.values():
+            health.cooldown.rules = rules
+
+    def cooling(self, now: float) -> frozenset[str]:
+        """All models that should be left alone now."""
+        if not self._cooling:
+            return _NONE
+        return frozenset(name for name in self._cooling if self.is_cooling(name, now))
 
     def filter(self, candidates: Sequence[str], now: float) -> Available:
         """Leave out the models that cool down, unless none would be left."""

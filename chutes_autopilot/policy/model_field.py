@@ -1,8 +1,10 @@
 """What the request's ``model`` asks for: the ranked list, a list of the client's own, or one model.
 
 Resolution order, first that fits: an exact catalog name (names may hold commas and colons), one of the aliases, a list
-(there is a comma), one model. The platform's own suffixes are understood, never invented: ``:latency`` and
-``:throughput`` in any case, ``:THINKING`` in upper case at the very end, in the order ``a:latency:THINKING``.
+(there is a comma), one model. An alias may say what kind of model is wanted (policy.aliases), and ``:latency`` or
+``:throughput`` at the end of a list orders it by own measurements. The platform's own suffixes are understood, never
+invented: ``:latency`` and ``:throughput`` in any case, ``:THINKING`` in upper case at the very end, in the order
+``a:latency:THINKING``.
 """
 
 import re
@@ -15,9 +17,7 @@ from typing import Literal
 from attrs import frozen
 
 from chutes_autopilot.errors import ApiError
-
-ALIASES = ("chutesai/AutoPilot", "chutesai-routing/AutoPilot")
-"""The names that mean "the best live model now"; exact spelling."""
+from chutes_autopilot.policy.aliases import ALIASES, ANY, Order, Wanted, read_composed_alias
 
 MAX_MODEL_LENGTH = 1024
 """Characters of the longest ``model`` that is read."""
@@ -38,9 +38,10 @@ _COMPARED_LENGTH = 100
 
 @frozen
 class Alias:
-    """The ranked list, each of its models to be sent with ``suffix`` (empty or ``:THINKING``)."""
+    """The ranked list, narrowed to what is wanted, each of its models to be sent with ``suffix`` (or ``:THINKING``)."""
 
     suffix: str = ""
+    wanted: Wanted = ANY
 
 
 @frozen
@@ -53,9 +54,13 @@ class Direct:
 
 @frozen
 class PreferenceList:
-    """The client's own order: between one and ``max_items`` different items; an alias stands for the ranked list."""
+    """The client's own order: between one and ``max_items`` different items; an alias stands for the ranked list.
+
+    :param order: by own measurements, what is not measured in the client's order; empty: the client's.
+    """
 
     items: tuple[Direct | Alias, ...]
+    order: Order = ""
 
 
 ModelField = Alias | Direct | PreferenceList
@@ -105,9 +110,12 @@ def read_model_field(model: str, known: Set[str], *, max_items: int, unknown: Li
     """
     if model in known:
         return Direct(model, model)
-    field: ModelField = _read_item(model, known)
-    if "," in model and isinstance(field, Direct) and field.base not in known:
-        field = PreferenceList(_read_list(model, known, max_items))
+    if "," not in model:
+        field: ModelField = _read_item(model, known)
+    elif base_of(model, known) in known:
+        field = Direct(model, base_of(model, known))
+    else:
+        field = _read_list(model, known, max_items)
     if known and unknown == "refuse":
         items = field.items if isinstance(field, PreferenceList) else (field,)
         strange = [i for i in items if isinstance(i, Direct) and i.base not in known and i.base != _USER_POOL]
@@ -117,6 +125,9 @@ def read_model_field(model: str, known: Set[str], *, max_items: int, unknown: Li
 
 
 def _read_item(model: str, known: Set[str]) -> Alias | Direct:
+    composed = read_composed_alias(model, known)
+    if composed is not None:
+        return Alias(composed.suffix, composed.wanted)
     base = base_of(model, known)
     suffix = model[len(base) :]
     if base in ALIASES and base not in known and suffix in ("", _THINKING):
@@ -124,19 +135,16 @@ def _read_item(model: str, known: Set[str]) -> Alias | Direct:
     return Direct(model, base)
 
 
-def _read_list(text: str, known: Set[str], max_items: int) -> tuple[Direct | Alias, ...]:
+def _read_list(text: str, known: Set[str], max_items: int) -> PreferenceList:
     text = text.strip(_ASCII_SPACE)
     suffix = ""
     if text.endswith(_THINKING) and _last_item(text) not in known:
         text, suffix = text.removesuffix(_THINKING), _THINKING
+    order: Order = ""
     last = _last_item(text)
     if last.lower().endswith(_ORDERINGS) and last not in known:
-        raise ApiError(
-            "invalid_model_list",
-            "A :latency or :throughput at the end of a list of models is not supported: remove it; "
-            "the models are tried in the order given.",
-            param="model",
-        )
+        text, _, word = text.rpartition(":")
+        order = "throughput" if word.lower() == "throughput" else "fast"
     names = [name for part in text.split(",") if (name := part.strip(_ASCII_SPACE))]
     if suffix:
         names = [n if n.endswith(suffix) and n not in known else n + suffix for n in names]
@@ -148,7 +156,7 @@ def _read_list(text: str, known: Set[str], max_items: int) -> tuple[Direct | Ali
             f"The list in model names {len(items)} different models; between 1 and {max_items} are allowed.",
             param="model",
         )
-    return items
+    return PreferenceList(items, order)
 
 
 def _last_item(text: str) -> str:

@@ -108,6 +108,11 @@ def no_retry_headers(seconds: float) -> tuple[Header, Header]:
     return (b"x-should-retry", b"false"), (b"Retry-After", b"%d" % max(1, -int(-seconds // 1)))
 
 
+def without_wait(headers: tuple[Header, ...]) -> tuple[Header, ...]:
+    """Headers without a Retry-After, where another one takes its place."""
+    return tuple(header for header in headers if header[0].lower() != b"retry-after")
+
+
 def ban_refusal(seconds: float) -> ApiError:
     """The answer to a banned client, made here."""
     return ApiError(

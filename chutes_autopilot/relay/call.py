@@ -11,6 +11,7 @@ class Client:
     """What a request says of its sender; used to recognise it, never to admit it.
 
     :param peer: the other end's address; no IP address for a unix socket.
+    :param explain: whether it wants to be told why, in a header of the answer.
     :param forwarded_for: the values of X-Forwarded-For in order.
     """
 
@@ -19,8 +20,10 @@ class Client:
     forwarded_for: tuple[bytes, ...] = ()
     session_id: bytes | None = None
     session_affinity: bytes | None = None
+    explain: bool = False
     _session: bytes | None = attrs.field(default=None, init=False)
     _key: bytes = attrs.field(default=b"", init=False)
+    _credential: bytes = attrs.field(default=b"", init=False)
 
     def key(self, secret: bytes, trusted_proxies: TrustedProxies | None, prompt_cache_key: str) -> bytes:
         """The key by which it is remembered; the last one is kept, for connections that bring many requests."""
@@ -32,6 +35,16 @@ class Client:
             self._key = client_key(secret, token=token, address=address, session=session)
             self._session = session
         return self._key
+
+    def credential_key(self, secret: bytes, trusted_proxies: TrustedProxies | None) -> bytes:
+        """The key of its credential alone, the same in each of its sessions."""
+        if self._session == b"":
+            return self._key
+        if not self._credential:
+            token = bearer_token(self.authorization)
+            address = "" if token else client_address(self.peer, self.forwarded_for, trusted_proxies)
+            self._credential = client_key(secret, token=token, address=address, session=b"")
+        return self._credential
 
 
 @attrs.define

@@ -1,7 +1,8 @@
 """A chat request from its arrival to its one record, whatever read it from the wire."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -13,17 +14,32 @@ from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, RequestRecord
+from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
+from chutes_autopilot.policy.capability import skipped_header
+from chutes_autopilot.policy.choice import Choice, Chooser
+from chutes_autopilot.policy.choice import Client as ClientState
 from chutes_autopilot.policy.client_address import TrustedProxies
+from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.failover import begin
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
-from chutes_autopilot.policy.plan import make_plan, mode_of
+from chutes_autopilot.policy.plan import mode_of
+from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
+from chutes_autopilot.policy.reasons import Reasons, reasons
+from chutes_autopilot.policy.request_needs import Need, read_need
+from chutes_autopilot.policy.retry_shield import BanFuse, ban_refusal, no_retry_headers, wait_when_exhausted
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
-from chutes_autopilot.relay.call import ChatCall
+from chutes_autopilot.relay.call import ChatCall, Client
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
+from chutes_autopilot.relay.explain import Explained
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
+from chutes_autopilot.wire.headers import header_lines
+from chutes_autopilot.wire.http1 import ResponseHead
 
 CHAT_PATH = b"/v1/chat/completions"
+
+_NO_NEED = Need()
 
 MAX_ROUTES = 256
 """How many answers to "what is tried for this" are kept until the snapshot changes."""
@@ -37,6 +53,10 @@ class RoutingRules:
     :param failback: seconds after which a choice made by failover gives way; 0: never.
     :param client_key_secret: keys the hash that recognises a client.
     :param trusted_proxies: the networks whose X-Forwarded-For is believed, None for no one.
+    :param own_aliases: the operator's.
+    :param require_tee: an alias stands for confidential models only.
+    :param ban_fuse: a client that the platform's edge has banned is answered here for a while.
+    :param spread: whether each client has an order of its own.
     """
 
     limits: Limits
@@ -46,6 +66,10 @@ class RoutingRules:
     failback: float
     client_key_secret: bytes
     trusted_proxies: TrustedProxies | None
+    own_aliases: OwnAliases = NO_ALIASES
+    require_tee: bool = False
+    ban_fuse: bool = True
+    spread: Literal["off", "rendezvous"] = "off"
 
 
 @attrs.define(eq=False)
@@ -59,9 +83,17 @@ class ChatRelay:
     clock: IReactorTime
     deadlines: Deadlines
     open_upstream: OpenUpstream
+    health: FleetHealth = attrs.field(factory=FleetHealth)
+    """What its own traffic says of the models."""
+    feed_interval: float = 5.0
+    """Seconds from one poll of utilization to the next."""
+    fuse: BanFuse = attrs.field(factory=BanFuse)
+    """Which clients the platform's edge has banned."""
+    decisions: RecentDecisions[Explained] = attrs.field(factory=RecentDecisions)
+    """The last requests, to be explained."""
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
-    _routes: dict[tuple[str, str | None, bool], Route] = attrs.field(factory=dict, init=False)
+    _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
     _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
 
     @property
@@ -91,12 +123,31 @@ class ChatRelay:
             return self._exchange(call, body, record, downstream, open_upstream or self.open_upstream, ended)
         except ApiError as error:
             self._refused(record, error)
+            self.decisions.keep(Explained(record, None), self._owner(call.client))
             raise
         except Exception:  # noqa: BLE001 - reported
             events.failed_unexpectedly(Failure(), "reading a request")
             unexpected = internal_error()
             self._refused(record, unexpected)
             raise unexpected from None
+
+    def explain(self, call: ChatCall) -> dict[str, Any]:
+        """What would be tried for a request now, and why; nobody is called. Raises ApiError as `open` does."""
+        body, now = read_chat_body(call.body), self.clock.seconds()
+        route = self._route(call, body, RequestRecord(call.request_id, now))[2]
+        assert route.why is not None  # noqa: S101 - every route made here has reasons
+        return {**route.why().as_json(), "candidates_sent": list(route.plan.candidates)}
+
+    def summary(self, exchange: Exchange) -> bytes:
+        """What was decided so far, for a header."""
+        return Explained(exchange.record, exchange.route).decision().summary()
+
+    def find(self, request_id: str, client: Client) -> Explained | None:
+        """A request of this client's, by its id."""
+        return self.decisions.find(request_id, self._owner(client))
+
+    def _owner(self, client: Client) -> bytes:
+        return client.credential_key(self.rules.client_key_secret, self.rules.trusted_proxies)
 
     def check_room(self) -> None:
         """Raise ApiError overloaded where no further request may be taken now."""
@@ -118,10 +169,45 @@ class ChatRelay:
 
         :param failures: model -> when it failed, within this request.
         """
-        if exchange.key is not None:
-            plan = exchange.route.plan
-            by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
-            self.sticky.put(exchange.key, after_success(exchange.previous, plan, model, by_base))
+        if exchange.key is None:
+            return
+        plan, previous = exchange.route.plan, exchange.previous
+        by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
+        if exchange.route.cooling:
+            preferred, base = plan.base(plan.preferred[0]), plan.base(model)
+            kept = previous is not None and previous.model == base and not previous.from_failover
+            if preferred in exchange.route.cooling and preferred != base and not kept:
+                # left out for its failures is as good as failed: the client comes back to it
+                by_base = {preferred: self.clock.seconds(), **by_base}
+        self.sticky.put(exchange.key, after_success(previous, plan, model, by_base))
+
+    def rate_limited(self, exchange: Exchange, limit: RateLimit) -> None:
+        """Count and log a 429 by its kind; a ban is remembered."""
+        record = exchange.record
+        self.metrics.rate_limits[limit.kind] += 1
+        record.attempts[-1].detail = limit.kind
+        model = exchange.route.plan.base(record.attempts[-1].model)
+        events.rate_limited(record.request_id, model, limit.kind, SENTENCES[limit.kind])
+        if limit.kind == "edge" and self.rules.ban_fuse:
+            self.fuse.banned(exchange.client, limit.retry_after, self.clock.seconds())
+
+    def shield(self, exchange: Exchange, head: ResponseHead, limit: RateLimit | None) -> bytes:
+        """Header lines that keep an SDK from asking again at once, where all failed or the platform's edge refuses."""
+        if limit is None:
+            wait = self.wait(exchange)
+        elif limit.kind == "edge":
+            wait = limit.retry_after or self.fuse.rules.first
+        else:
+            return b""
+        lines = no_retry_headers(wait)
+        return header_lines(lines[:1] if b"retry-after" in head.index else lines)
+
+    def wait(self, exchange: Exchange) -> float:
+        """Seconds after which another try makes sense, all candidates having failed."""
+        now, plan = self.clock.seconds(), exchange.route.plan
+        age = self.snapshots.current.feed_age(now)
+        until_feed = 0.0 if age is None else self.feed_interval - age
+        return wait_when_exhausted(self.health.left(map(plan.base, plan.preferred), now), until_feed, exchange.client)
 
     def finished(self, record: RequestRecord) -> None:
         """Count and log a request that is over."""
@@ -152,7 +238,19 @@ class ChatRelay:
         open_upstream: OpenUpstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
     ) -> Exchange:
-        """What to try for whom; one snapshot serves the whole request."""
+        """What to try for whom."""
+        if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self._owner(call.client), record.received)):
+            raise ban_refusal(banned)
+        key, previous, route = self._route(call, body, record)
+        self.decisions.keep(Explained(record, route), self._owner(call.client))
+        plan = route.plan
+        record.mode = plan.mode
+        record.candidates = plan.candidates
+        kept_as = None if plan.mode == "direct" else key
+        return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+
+    def _route(self, call: ChatCall, body: ChatBody, record: RequestRecord) -> tuple[bytes, StickyChoice | None, Route]:
+        """The client's key, its remembered choice, and the route; one snapshot serves the whole request."""
         snapshot, rules = self.snapshots.current, self.rules
         if self._routes_of[0] is not snapshot or self._routes_of[1] is not rules:
             self._routes.clear()
@@ -160,31 +258,65 @@ class ChatRelay:
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
         previous: StickyChoice | None = self.sticky.get(key)
         sticky = None if previous is None else sticky_model(previous, record.received, rules.failback)
+        model, offers = body.model, snapshot.offers
         # what has a route has been checked; whatever is no string cannot have one
-        route = self._routes.get((body.model, sticky, body.stream)) if type(body.model) is str else None
+        route, kind, need = None, None, _NO_NEED
+        if type(model) is str:
+            if model not in offers.by_model:
+                need = read_need(call.body)
+            # nothing but numbers and names: equal for all requests that are routed alike
+            kind = model, sticky, body.stream, offers.key(need), self.health.cooling(record.received)
+            route = self._routes.get(kind)
         if route is None:
-            route = self._new_route(check_model_value(body.model), sticky, body.stream, snapshot, record)
-        plan = route.plan
-        record.mode = plan.mode
-        record.candidates = plan.candidates
-        kept_as = None if plan.mode == "direct" else key
-        return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+            spread_by = key if rules.spread == "rendezvous" else None
+            state = ClientState(None if previous is None else previous.model, sticky is None, spread_by)
+            route = self._new_route(check_model_value(model), need, state, body.stream, snapshot, record)
+            if kind is not None and route.lasting:
+                if len(self._routes) >= MAX_ROUTES:
+                    self._routes.clear()
+                self._routes[kind] = route
+        return key, previous, route
 
     def _new_route(
-        self, model: str, sticky: str | None, stream: bool, snapshot: Snapshot, record: RequestRecord
+        self, model: str, need: Need, client: ClientState, stream: bool, snapshot: Snapshot, record: RequestRecord
     ) -> Route:
         rules = self.rules
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
-        asked = read_model_field(model, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
+        meant = rules.own_aliases.expand(model, known)
+        asked = read_model_field(meant, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
         record.mode = mode_of(asked)
         limit = rules.limits.max_attempts
-        plan = make_plan(asked, snapshot.ranked_models, sticky, limit=limit)
-        state, first = begin(plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
-        route = Route(plan, state, first)
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        self._routes[model, sticky, stream] = route
-        return route
+        chooser = Chooser(snapshot, self.health, limit, rules.require_tee)
+        choice = chooser.choose(asked, need, client, record.received)
+        state, first = begin(choice.plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
+        return Route(
+            choice.plan,
+            state,
+            first,
+            skipped_header(choice.skipped),
+            frozenset(choice.cooling),
+            choice.lasting,
+            partial(_reasons, meant, need, client, snapshot, choice),
+        )
+
+
+def _reasons(asked: str, need: Need, client: ClientState, snapshot: Snapshot, choice: Choice) -> Reasons:
+    """Why a route is what it is."""
+    plan = choice.plan
+    return reasons(
+        asked=asked,
+        mode=plan.mode,
+        planned=[plan.base(model) for model in plan.candidates],
+        ranking=snapshot.ranking,
+        incapable=choice.incapable,
+        unwanted=choice.unwanted,
+        cooling=choice.cooling,
+        sticky=None if plan.mode == "direct" else client.sticky,
+        gave_way=client.gave_way,
+        spread=client.spread_by is not None,
+        needs=need.requires,
+        snapshot=snapshot.id,
+    )
 
 
 def _overloaded() -> ApiError:

@@ -1,7 +1,8 @@
 """One request carried out: its attempts until the commit boundary, and the hand-over to the pipe."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from time import time
+from typing import Literal, Protocol
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -12,7 +13,9 @@ from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, Outcome, RequestRecord
+from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.failover import (
+    FAILURE_REASONS,
     Answer,
     AwaitBody,
     Command,
@@ -32,20 +35,27 @@ from chutes_autopilot.policy.failover import (
     Try,
     step,
 )
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
+from chutes_autopilot.policy.rate_limits import RateLimit, read_rate_limit
+from chutes_autopilot.policy.reasons import Reasons
+from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
-from chutes_autopilot.relay.pipe import Pipe
+from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.body import ChatBody
-from chutes_autopilot.wire.headers import ATTEMPTS, REQUEST_ID, SELECTED
+from chutes_autopilot.wire.headers import ATTEMPTS, EXPLAIN, REQUEST_ID, SELECTED, SKIPPED
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
 OpenUpstream = Callable[[str, UpstreamRequest, float, IAttemptObserver], IUpstreamAttempt]
 """Makes an attempt, not yet started: the model, the request, seconds its head may take, who hears of it."""
+
+
+INTERNAL, UNAVAILABLE = 500, 503
 
 
 @attrs.frozen
@@ -60,16 +70,30 @@ class Limits:
 
 @attrs.frozen
 class Route:
-    """What is tried for a ``model`` value, and failover's first step with it."""
+    """What is tried for a ``model`` value, and failover's first step with it.
+
+    :param skipped: the value of x-chutes-autopilot-skipped, empty where nothing is to be named.
+    :param cooling: base names of the candidates that cooled down when it was made.
+    :param lasting: whether it holds for later requests of the kind.
+    :param why: gives the reasons for it.
+    """
 
     plan: Plan
     state: Failover
     first: Try
+    skipped: bytes = b""
+    cooling: frozenset[str] = frozenset()
+    lasting: bool = True
+    why: Callable[[], Reasons] | None = None
 
 
 class _Rules(Protocol):
     @property
     def limits(self) -> Limits: ...
+    @property
+    def client_key_secret(self) -> bytes: ...
+    @property
+    def trusted_proxies(self) -> TrustedProxies | None: ...
 
 
 class Surroundings(Protocol):
@@ -81,9 +105,25 @@ class Surroundings(Protocol):
     def clock(self) -> IReactorTime: ...
     @property
     def deadlines(self) -> Deadlines: ...
+    @property
+    def health(self) -> FleetHealth: ...
+    @property
+    def fuse(self) -> BanFuse: ...
 
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
+
+    def rate_limited(self, exchange: "Exchange", limit: RateLimit) -> None:
+        """A 429 was relayed."""
+
+    def shield(self, exchange: "Exchange", head: ResponseHead, limit: RateLimit | None) -> bytes:
+        """Header lines for an answer that is not to be asked for again at once."""
+
+    def summary(self, exchange: "Exchange") -> bytes:
+        """What was decided so far, for a header."""
+
+    def wait(self, exchange: "Exchange") -> float:
+        """Seconds after which another try makes sense, all candidates having failed."""
 
     def finished(self, record: RequestRecord) -> None:
         """The request is over, its record complete."""
@@ -105,6 +145,7 @@ class Exchange:
 
     __slots__ = (
         "_attempt",
+        "_begun",
         "_body",
         "_call",
         "_committed",
@@ -146,11 +187,23 @@ class Exchange:
         self._attempt: IUpstreamAttempt | None = None
         self._head: ResponseHead | None = None
         self._pipe: Pipe | None = None
+        self._begun: float | None = None  # when the attempt began whose model is still to be judged
         self._deadline: Deadline | None = None
         self._committed = False
         self._downstream = downstream
         self._open_upstream = open_upstream
         self._ended = ended
+
+    @property
+    def record(self) -> RequestRecord:
+        """What happened so far."""
+        return self._record
+
+    @property
+    def client(self) -> bytes:
+        """Who the client is, whatever its session: the key of its credential."""
+        rules = self._relay.rules
+        return self._call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
 
     @property
     def model(self) -> str:
@@ -170,6 +223,7 @@ class Exchange:
     def client_gone(self) -> None:
         """The client left: the attempt under way is aborted, no other follows. Harmless when all is over."""
         if self._record.outcome is None:
+            self._judged("abandoned")
             self._drop_attempt()
             self._record.status = CLIENT_GONE_STATUS
             self._finish("client_gone", None)
@@ -210,6 +264,7 @@ class Exchange:
     def _happened(self, event: Event, data: bytes = b"") -> None:
         self._state, command, failure = step(self._state, event)
         if failure is not None:
+            self._judged("failed" if failure in FAILURE_REASONS else "abandoned")
             self._record.attempts[-1].failure = failure
             self._record.attempts[-1].failed = self._relay.clock.seconds()
         try:
@@ -239,6 +294,8 @@ class Exchange:
     def _try(self, command: Try) -> None:
         model = command.model
         self._head = None
+        self._begun = self._relay.clock.seconds()
+        self._relay.health.started(self.route.plan.base(model), self._begun)
         self._record.attempts.append(AttemptRecord(model))
         call, body = self._call, self._body
         data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
@@ -246,8 +303,11 @@ class Exchange:
         self._attempt = self._open_upstream(model, request, command.header_timeout, self)
         self._attempt.start()
 
-    def _commit(self, head: ResponseHead) -> bytes:
-        """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own."""
+    def _commit(self, head: ResponseHead, limit: RateLimit | None) -> bytes:
+        """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own.
+
+        :param limit: which 429 it is, as far as that is known yet.
+        """
         record = self._record
         self._stop_deadline()
         model = record.attempts[-1].model
@@ -255,6 +315,7 @@ class Exchange:
         record.selected = model
         if record.first_byte is None:
             record.first_byte = self._relay.clock.seconds()
+        self._judged("succeeded" if head.status < 400 else "abandoned" if head.status < 500 else "failed")
         if 200 <= head.status < 300:
             failures: dict[str, float] = {}
             if len(record.attempts) > 1:
@@ -262,13 +323,24 @@ class Exchange:
             self._relay.succeeded(self, model, failures)
         self._committed = True
         own = _OWN % (len(record.attempts), record.request_id.encode())
-        return own if self.route.plan.mode == "direct" else _SELECTED % (model.encode(), own)
+        if limit is not None or (head.status == UNAVAILABLE and self.route.plan.mode != "direct"):
+            own += self._relay.shield(self, head, limit)
+        if self._call.client.explain:
+            own += b"%b: %b\r\n" % (EXPLAIN, self._relay.summary(self))
+        if self._relay.fuse and (limit is None or limit.kind != "edge"):
+            self._relay.fuse.answered(self.client)
+        if self.route.plan.mode == "direct":
+            return own
+        if self.route.skipped:
+            own += b"%b: %b\r\n" % (SKIPPED, self.route.skipped)
+        return _SELECTED % (model.encode(), own)
 
     def _relay_body(self) -> None:
         """Write the held head; from here on the pipe is the attempt's observer."""
         head, attempt, relay = self._head, self._attempt, self._relay
         assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
-        own = self._commit(head)
+        limit = read_rate_limit(head.index, b"", time()) if head.status == RATE_LIMITED else None
+        own = self._commit(head, limit)
         patience = relay.rules.limits.patience
         self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed)
         attempt.observer = self._pipe
@@ -278,7 +350,10 @@ class Exchange:
         """Write an answer that is here from its head to its end."""
         head = self._head
         assert head is not None  # noqa: S101 - it came with the data
-        own = self._commit(head)
+        limit = read_rate_limit(head.index, data, time()) if head.status == RATE_LIMITED else None
+        own = self._commit(head, limit)
+        if limit is not None:
+            self._relay.rate_limited(self, limit)
         self._downstream.answer(head, own, data)
         self._record.bytes_out = len(data)
         self._finish("complete", None)
@@ -291,6 +366,7 @@ class Exchange:
 
     def _out_of_time(self) -> None:
         self._deadline = None
+        self._judged("failed")
         self._drop_attempt()
         self._refuse(
             ApiError(
@@ -300,13 +376,20 @@ class Exchange:
 
     def _refuse(self, error: ApiError) -> None:
         error.headers += ((ATTEMPTS, b"%d" % len(self._record.attempts)),)
+        if self.route.skipped:
+            error.headers += ((SKIPPED, self.route.skipped),)
+        if self.route.plan.mode != "direct" and error.status > INTERNAL:
+            error.headers = without_wait(error.headers) + no_retry_headers(self._relay.wait(self))
         self._record.status = error.status
         self._record.error = error.code
+        if self._call.client.explain:
+            error.headers += ((EXPLAIN, self._relay.summary(self)),)
         self._finish("refused", error)
 
     def _failed_unexpectedly(self) -> None:
         """End the request, whatever it was that went wrong: an error where nothing was written yet, else a cut."""
         events.failed_unexpectedly(Failure(), "relaying a request")
+        self._judged("abandoned")
         self._drop_attempt()
         if not self._committed and self._record.outcome is None:
             self._refuse(internal_error())
@@ -325,6 +408,9 @@ class Exchange:
         if self._pipe is not None:
             self._pipe.stop()
             record.bytes_out = self._pipe.bytes_relayed
+            self._measure(self._pipe)
+            if self._head is not None and self._head.status == RATE_LIMITED:
+                self._relay.rate_limited(self, read_rate_limit(self._head.index, self._pipe.beginning(), time()))
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.
         if self._attempt is not None:
@@ -332,6 +418,31 @@ class Exchange:
         self._attempt = self._pipe = None
         self._relay.finished(record)
         self._ended(record, error)
+
+    def _measure(self, pipe: Pipe) -> None:
+        """Take the pace of a stream, whose model has been judged by then."""
+        record, pace = self._record, pipe.pace()
+        if pace is not None and record.first_byte is not None and record.selected is not None:
+            base, now = self.route.plan.base(record.selected), self._relay.clock.seconds()
+            self._relay.health.streamed(base, pace.events, pace.tokens, pace.heard_at - record.first_byte, now)
+
+    def _judged(self, end: Literal["succeeded", "failed", "abandoned"]) -> None:
+        """What the attempt under way says of its model, once for each."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        health, route = self._relay.health, self.route
+        model = route.plan.base(self._record.attempts[-1].model)
+        if end == "abandoned":
+            health.abandoned(model)
+            return
+        now = self._relay.clock.seconds()
+        if end == "failed":
+            health.failed(model, now)
+            return
+        health.succeeded(model, now - begun if self._record.stream else None, now)
+        if model in route.cooling:
+            health.back(route.cooling, now)
 
     def _drop_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import attrs
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
@@ -9,10 +10,13 @@ from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe.record import Outcome
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
+from chutes_autopilot.policy.rate_limits import READ_BYTES
 from chutes_autopilot.relay.watch import Patience, Watch
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import StreamGuard, error_event, is_plain_event_stream
+
+RATE_LIMITED = 429
 
 TRUNCATED = "upstream_stream_truncated"
 IDLE = "upstream_stream_idle"
@@ -22,6 +26,15 @@ _MESSAGES = {
     TRUNCATED: "The model's answer ended before it was complete: what came is only a part of it; try again.",
     IDLE: "The model stopped sending before its answer was complete: what came is only a part of it; try again.",
 }
+
+
+@attrs.frozen
+class Pace:
+    """How a stream came: its events, the tokens its usage counts (None: it does not), when the last event came."""
+
+    events: int
+    tokens: int | None
+    heard_at: float
 
 
 @implementer(IAttemptObserver, IPushProducer)
@@ -63,6 +76,9 @@ class Pipe:
         )
         self._watch.start()
         self._end_waits = False
+        self._events = 0
+        self._ended_well = False
+        self._beginning: list[bytes] | None = [] if head.status == RATE_LIMITED else None
         self.bytes_relayed = 0
         """Body bytes given to the client's transport so far."""
 
@@ -74,8 +90,13 @@ class Pipe:
 
     def body(self, data: bytes, framed: bytes = b"") -> None:
         guard = self._guard
-        if guard is None or guard.feed(data):
+        if guard is None:
             self._watch.heard_at = self._now()
+        elif guard.feed(data):
+            self._watch.heard_at = self._now()
+            self._events += 1
+        if self._beginning is not None and self.bytes_relayed < READ_BYTES:
+            self._beginning.append(data)
         self.bytes_relayed += len(data)
         if self.bytes_relayed == self._length and self._ends_too_early():
             self._attempt.abort()
@@ -102,6 +123,16 @@ class Pipe:
         """The exchange is over, for whatever reason: watch the time no more."""
         self._watch.stop()
 
+    def beginning(self) -> bytes:
+        """How a 429 began, as far as it came: enough to tell of which kind it is."""
+        return b"".join(self._beginning or ())
+
+    def pace(self) -> Pace | None:
+        """The pace of a stream that came to its end; None of anything else."""
+        if self._guard is None or not self._ended_well:
+            return None
+        return Pace(self._events, self._guard.completion_tokens(), self._watch.heard_at)
+
     def pauseProducing(self) -> None:
         self._attempt.pause()
         self._watch.pause()
@@ -122,6 +153,7 @@ class Pipe:
 
     def _finish(self) -> None:
         self._downstream.finish()
+        self._ended_well = True
         self._ended("complete", None)
 
     def _cut(self, fault: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 from typing import Any
 
+from chutes_autopilot.policy.alias_file import AliasFile, read_alias_file
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
 from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
 from chutes_autopilot.settings.gateway import GATEWAY_SETTINGS
@@ -45,6 +46,11 @@ def read_settings(environ: Mapping[str, str], read_file: Callable[[str], str]) -
             _check_certificates(_content(read_file, path))
     except ValueError as fault:
         faults["SSL_CERT_FILE"] = str(fault)
+    try:
+        if path := values["aliases_file"]:
+            values["aliases_file"] = AliasFile(path, read_alias_file(_content(read_file, path).encode()))
+    except ValueError as fault:
+        faults["ALIASES_FILE"] = str(fault)
     for name, fault_between in _contradictions(values):
         faults.setdefault(name, fault_between)
     if faults:

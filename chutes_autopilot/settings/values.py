@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import attrs
 
+from chutes_autopilot.policy.alias_file import AliasFile
 from chutes_autopilot.settings.redis_url import RedisServer
 
 BACKLOG = 1024
@@ -87,6 +88,12 @@ class Settings:
     max_failover_attempts: int
     request_deadline: float
     unknown_models: Literal["refuse", "pass"]
+    aliases_file: AliasFile | None
+    autopilot_require_tee: bool
+    autopilot_spread: Literal["off", "rendezvous"]
+    ban_fuse: bool
+    cooldown_failures: int
+    cooldown: float
     client_header_timeout: float
     client_body_timeout: float
     client_idle_timeout: float

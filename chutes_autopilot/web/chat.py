@@ -9,7 +9,7 @@ from chutes_autopilot.relay.call import ChatCall, Client, peer_of
 from chutes_autopilot.relay.chat import CHAT_PATH, ChatRelay
 from chutes_autopilot.web.downstream import RequestDownstream
 from chutes_autopilot.web.site import GatewayRequest
-from chutes_autopilot.wire.headers import header_lines, upstream_request_headers
+from chutes_autopilot.wire.headers import EXPLAIN, header_lines, upstream_request_headers
 
 
 @attrs.define(eq=False)
@@ -58,4 +58,5 @@ def client_of(request: GatewayRequest) -> Client:
         tuple(request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())),
         request.getHeader(b"x-session-id"),
         request.getHeader(b"x-session-affinity"),
+        request.getHeader(EXPLAIN) == b"1",
     )

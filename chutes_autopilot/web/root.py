@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from chutes_autopilot.errors import ApiError, e2ee_error
 from chutes_autopilot.web.answers import install_error_answers
 from chutes_autopilot.web.chat import ChatRoute
+from chutes_autopilot.web.decisions import DecisionRoutes
 from chutes_autopilot.web.explorer.places import close_explorer, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
@@ -50,17 +51,30 @@ def build_root(
     explorer: "ExplorerParts | Callable[[], ApiError]" = switched_off,
     *,
     metrics_here: bool = True,
+    decisions: DecisionRoutes | None = None,
 ) -> KleinResource:
     """The resource that answers every request.
 
     :param explorer: or why there is none.
     :param metrics_here: whether ``/metrics`` is served here, and not on an endpoint of its own.
+    :param decisions: explain requests; without them there is no list for the operator.
     """
     app = _app()
 
     @app.route("/v1/chat/completions", methods=["POST"])
     def chat_completions(request: GatewayRequest) -> Deferred[None]:
         return chat.answer(request)
+
+    told = decisions or DecisionRoutes(chat.relay)
+    _decisions(app, told)
+
+    @app.route("/v1/autopilot/decisions/<path:request_id>", methods=["GET"])
+    def one_decision(request: GatewayRequest, request_id: str) -> None:
+        told.one(request, request_id)
+
+    @app.route("/v1/autopilot/route", methods=["POST"])
+    def plan(request: GatewayRequest) -> None:
+        told.plan(request)
 
     @app.route("/v1/models", methods=["GET"])
     def list_models(request: GatewayRequest) -> None:
@@ -95,10 +109,13 @@ def build_root(
     return app.resource()
 
 
-def build_admin_root(operations: OperationsRoute, explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
+def build_admin_root(
+    operations: OperationsRoute, explorer: "ExplorerParts | Callable[[], ApiError]", decisions: DecisionRoutes
+) -> KleinResource:
     """The resource of ADMIN_ENDPOINT: what an operator asks for, and nothing that clients need."""
     app = _app()
     _operations(app, operations, metrics_here=True)
+    _decisions(app, decisions)
     _mount_explorer(app, explorer)
     return app.resource()
 
@@ -111,6 +128,12 @@ def _app() -> Klein:
     app.url_map.redirect_defaults = False
     install_error_answers(app)
     return app
+
+
+def _decisions(app: Klein, decisions: DecisionRoutes) -> None:
+    @app.route("/v1/autopilot/decisions", methods=["GET"])
+    def recent(request: GatewayRequest) -> None:
+        decisions.recent(request)
 
 
 def _operations(app: Klein, operations: OperationsRoute, *, metrics_here: bool) -> None:

@@ -21,6 +21,8 @@ HOP_BY_HOP = frozenset(
 """Fields that belong to one connection, lower case; RFC 9110 section 7.6.1 and, for trailer, section 6.6.2."""
 
 SELECTED = b"x-chutes-autopilot-selected"
+SKIPPED = b"x-chutes-autopilot-skipped"
+EXPLAIN = b"x-chutes-autopilot-explain"
 ATTEMPTS = b"x-chutes-autopilot-attempts"
 REQUEST_ID = b"x-request-id"
 OWN_PREFIX = b"x-chutes-autopilot-"

@@ -23,6 +23,8 @@ _BARE_ERROR_LINE = re.compile(rb'(?:\A|[\r\n])[ \t]*\{\s*"error"\s*:')
 _BARE_ERROR = re.compile(rb'\{\s*"error"\s*:')
 _FINISH = re.compile(rb'"finish_reason"\s*+:\s*+(?!null|"")')
 
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*+:\s*+([0-9]{1,9})')
+
 Verdict = Literal["done", "error", "finished", "error_tail", "unfinished"]
 """How far a stream came.
 
@@ -99,6 +101,11 @@ class StreamGuard:
         if _DONE_LINE.search(rest):
             return "done"
         return "error_tail" if _BARE_ERROR.search(rest) else verdict
+
+    def completion_tokens(self) -> int | None:
+        """How many tokens the answer had, where its last events say so (``usage.completion_tokens``)."""
+        found = _COMPLETION_TOKENS.findall(b"".join(self._kept))
+        return int(found[-1]) if found else None
 
     def _last(self, size: int) -> bytes:
         newest = self._kept[-1]

@@ -10,12 +10,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
-NOW = datetime.now(UTC)
+NOW = "@the time of the answer@"
 
 
-def answer(body: Any, status: int = 200, date: datetime | None = NOW, *headers: str) -> bytes:
+def answer(body: Any, status: int = 200, date: datetime | str | None = NOW, *headers: str) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    dated = [f"Date: {format_datetime(date, usegmt=True)}"] if date else []
+    said = format_datetime(date, usegmt=True) if isinstance(date, datetime) else date
+    dated = [f"Date: {said}"] if said else []
     lines = [f"HTTP/1.1 {status} X", *dated, *headers, f"Content-Length: {len(data)}", "", ""]
     return "\r\n".join(lines).encode() + data
 
@@ -46,7 +47,8 @@ class _Side(Protocol):
             self.platform.heads.append(head)
             said = self.platform.answers.get(head.split(b" ")[1].decode())
             if said is not None:
-                self.transport.write(said)
+                now = format_datetime(datetime.now(UTC), usegmt=True)
+                self.transport.write(said.replace(NOW.encode(), now.encode()))
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         self.lost.callback(None)

@@ -86,7 +86,7 @@ async def test_what_the_platform_says_wrongly(
 
 async def test_a_clock_that_is_wrong(settings_for: MakeSettings, platform: Platform) -> None:
     """It is told by the platform's Date headers, and the age of the feed is counted by the platform's clock."""
-    ahead = NOW + timedelta(hours=1)
+    ahead = datetime.now(UTC) + timedelta(hours=1)
     stamp = (ahead - timedelta(seconds=90)).replace(tzinfo=None).isoformat()
     for path in platform.answers:
         body = [row(timestamp=stamp)] if path == "/chutes/utilization" else models("a/A")

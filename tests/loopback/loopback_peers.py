@@ -99,6 +99,7 @@ class ScriptedUpstream:
 
     names: tuple[str, ...] = ("a/A", "b/B", "c/C")
     scripts: dict[str, Script] = field(factory=dict)
+    offers: dict[str, dict[str, Any]] = field(factory=dict)  # further members of a model's entry in the catalog
     requests: list[Seen] = field(factory=list)
     heads: list[bytes] = field(factory=list)  # of every request, those for the feeds too
     connections: list[UpstreamSide] = field(factory=list)
@@ -134,7 +135,9 @@ class ScriptedUpstream:
             self._tell()
 
     def _entry(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "chute_id": str(uuid5(NAMESPACE_DNS, name)), "price": {"x": 1.50}}
+        return {"id": name, "object": "model", "chute_id": str(uuid5(NAMESPACE_DNS, name)), "price": {"x": 1.50}} | (
+            self.offers.get(name, {})
+        )
 
     def _row(self, rank: int, name: str) -> dict[str, Any]:
         return {"name": name, "chute_id": str(uuid5(NAMESPACE_DNS, name)), "active_instance_count": 10 - rank}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.policy.aliases import Wanted
 from chutes_autopilot.policy.model_field import (
     Alias,
     Direct,
@@ -143,10 +144,6 @@ def test_thinking_for_the_list_reaches_its_alias() -> None:
 @pytest.mark.parametrize(
     ("model", "fragment"),
     [
-        ("org/a,org/b:latency", "remove it"),
-        ("org/a,org/b:ThroughPut", "remove it"),
-        ("org/a,org/b:latency:THINKING", "remove it"),
-        ("org/a,:latency ", "remove it"),
         (",", "0 different models"),
         (" , ,", "0 different models"),
         (", :THINKING", "0 different models"),
@@ -154,11 +151,41 @@ def test_thinking_for_the_list_reaches_its_alias() -> None:
     ],
 )
 def test_a_list_that_cannot_be_tried_is_refused(model: str, fragment: str) -> None:
-    """An ordering for the whole list, no item and too many items are invalid_model_list, and say what to do."""
+    """No item and too many items are invalid_model_list, and say what to do."""
     with pytest.raises(ApiError, match="invalid_model_list") as caught:
         read(model)
     assert fragment in caught.value.message
     assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "order"),
+    [
+        ("org/a,org/b:latency", "org/a org/b", "fast"),
+        ("org/a,org/b:ThroughPut", "org/a org/b", "throughput"),
+        ("org/a,org/b:latency:THINKING", "org/a:THINKING org/b:THINKING", "fast"),
+        ("org/a,:latency ", "org/a", "fast"),
+        ("org/a:latency,org/b", "org/a:latency org/b", ""),
+    ],
+)
+def test_an_order_at_the_end_of_a_list_is_the_lists(model: str, names: str, order: str) -> None:
+    """It is no part of the last name, which the upstream would take for an order of its own."""
+    field = read(model)
+    assert isinstance(field, PreferenceList)
+    assert (field.order, [item.model for item in field.items if isinstance(item, Direct)]) == (order, names.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "alias"),
+    [
+        (f"{ALIAS}:tee", Alias("", Wanted(tee=True))),
+        (f"{OTHER_ALIAS}:latency:THINKING", Alias(":THINKING", Wanted(order="fast"))),
+    ],
+)
+def test_an_alias_may_say_what_is_wanted(model: str, alias: Alias) -> None:
+    """Alone and as an item of a list."""
+    assert read(model) == alias
+    assert read(f"{model},org/a") == PreferenceList((alias, Direct("org/a", "org/a")))
 
 
 def test_only_what_is_left_after_deduplication_counts() -> None:
@@ -178,7 +205,6 @@ def test_only_what_is_left_after_deduplication_counts() -> None:
         ("org/a:thinking", ["org/a:thinking"]),
         ("org/a:THINKING:latency", ["org/a:THINKING:latency"]),
         ("chutesai/autopilot", ["chutesai/autopilot"]),
-        (f"{ALIAS}:latency", [f"{ALIAS}:latency"]),
         ("Default", ["Default"]),
     ],
 )

@@ -1,14 +1,20 @@
 """Which models are tried, in what order."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, PreferenceList
-from chutes_autopilot.policy.plan import make_plan
+from chutes_autopilot.policy.plan import Plan, expanded, make_plan, mode_of
 
 RANKED = ("r1", "r2", "r3", "r4")
+
+
+def plan_of(asked: ModelField, ranked: Sequence[str], sticky: str | None, limit: int = 8) -> Plan:
+    return make_plan(mode_of(asked), expanded(asked, lambda _: ranked), sticky, limit=limit)
 
 
 def listed(*items: str) -> PreferenceList:
@@ -38,13 +44,13 @@ def test_the_order_of_attempts(
     asked: ModelField, sticky: str | None, mode: str, preferred: str, candidates: str
 ) -> None:
     """The alias follows the ranking, a list its own order; the sticky model goes first; no model comes twice."""
-    plan = make_plan(asked, RANKED, sticky, limit=8)
+    plan = plan_of(asked, RANKED, sticky)
     assert (plan.mode, plan.preferred, plan.candidates) == (mode, tuple(preferred.split()), tuple(candidates.split()))
 
 
 def test_every_entry_knows_its_base() -> None:
     """Entries with a suffix are remembered without it, also the one that stickiness pushed past the limit."""
-    plan = make_plan(listed("a:latency", "*:THINKING"), RANKED, "r2", limit=1)
+    plan = plan_of(listed("a:latency", "*:THINKING"), RANKED, "r2", limit=1)
     assert (plan.candidates, plan.preferred) == (("r2:THINKING",), ("a:latency",))
     assert [plan.base(m) for m in ("r2:THINKING", "a:latency", "plain")] == ["r2", "a", "plain"]
 
@@ -53,14 +59,14 @@ def test_every_entry_knows_its_base() -> None:
 def test_nothing_to_try_asks_for_patience(asked: ModelField) -> None:
     """An empty ranking is no_candidates with Retry-After, unless the client named models itself."""
     with pytest.raises(ApiError, match="no_candidates") as caught:
-        make_plan(asked, (), "r1", limit=8)
+        plan_of(asked, (), "r1")
     assert (caught.value.status, caught.value.headers) == (503, ((b"Retry-After", b"1"),))
 
 
 def test_named_models_need_no_ranking() -> None:
     """A list whose alias stands for nothing is tried without it."""
-    assert make_plan(listed("*", "a"), (), None, limit=8).candidates == ("a",)
-    assert make_plan(Direct("a", "a"), (), None, limit=8).candidates == ("a",)
+    assert plan_of(listed("*", "a"), (), None).candidates == ("a",)
+    assert plan_of(Direct("a", "a"), (), None).candidates == ("a",)
 
 
 NAMES = st.sampled_from("abcdef")
@@ -82,9 +88,9 @@ def test_stickiness_only_moves_one_model_to_the_front(asked, ranked, sticky, lim
 
     if not ranked and not (isinstance(asked, PreferenceList) and any(isinstance(i, Direct) for i in asked.items)):
         with pytest.raises(ApiError, match="no_candidates"):
-            make_plan(asked, (), sticky, limit=limit)
+            plan_of(asked, (), sticky, limit)
         return
-    whole, bounded = make_plan(asked, ranked, None, limit=100), make_plan(asked, ranked, sticky, limit=limit)
+    whole, bounded = plan_of(asked, ranked, None, 100), plan_of(asked, ranked, sticky, limit)
     assert whole.candidates == whole.preferred
     assert bounded.preferred == whole.preferred[:limit]
     assert len(bounded.candidates) == len(bounded.preferred)

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chutes_autopilot.policy.model_field import Alias
-from chutes_autopilot.policy.plan import Plan, make_plan
+from chutes_autopilot.policy.plan import Plan, expanded, make_plan
 from chutes_autopilot.policy.stickiness import (
     StickyChoice,
     after_success,
@@ -131,5 +131,5 @@ def test_what_a_success_leaves_behind(
     previous: StickyChoice | None, sticky: str | None, winner: str, failures: dict[str, float], choice: StickyChoice
 ) -> None:
     """Only a success that came by failover is marked to give way, with the time of the preferred model's failure."""
-    plan: Plan = make_plan(Alias(":T"), ("a", "b", "c", "d"), sticky, limit=4)
+    plan: Plan = make_plan("alias", expanded(Alias(":T"), lambda _: "abcd"), sticky, limit=4)
     assert after_success(previous, plan, winner, failures) == choice

@@ -1,0 +1,58 @@
+"""Why a request went where it went, over both readers of requests."""
+
+import json
+
+import pytest
+from loopback_peers import ScriptedUpstream, StartGateway, answer
+
+ALIAS = "chutesai/AutoPilot"
+ALICE, BOB = b"Authorization: Bearer alice", b"Authorization: Bearer bob"
+
+
+@pytest.fixture(params=["front", "reference"])
+def path(request: pytest.FixtureRequest) -> str:
+    """Every test here holds for both readers of requests."""
+    return str(request.param)
+
+
+async def test_a_request_is_explained_to_its_client_alone(
+    scripted: ScriptedUpstream, start_gateway: StartGateway
+) -> None:
+    """Attempts, candidates and the commit, in any of its sessions; the operator sees the last ones of everybody."""
+    gateway = await start_gateway(ADMIN_TOKEN="the-operators-token-0123456789")
+    scripted.scripts["a/A"] = answer(b"busy", b"503 Service Unavailable")
+    asked = await gateway.chat(
+        {"model": ALIAS}, ALICE, b"X-Session-Id: s", b"X-Request-Id: r1", b"X-Chutes-Autopilot-Explain: 1"
+    )
+    assert "selected=b/B" in (asked.header("x-chutes-autopilot-explain") or "")
+    assert not any(name.lower().startswith(b"x-chutes-autopilot") for name, _ in scripted.requests[0].headers)
+    told = json.loads((await gateway.get("/v1/autopilot/decisions/r1", ALICE)).body)
+    tried = [(each["model"], each["failure"], each["followed"]) for each in told["attempts"]]
+    assert tried == [("a/A", "upstream_503", "next"), ("b/B", None, "committed")]
+    assert (told["selected"], told["outcome"], told["order"]) == ("b/B", "complete", ["a/A", "b/B", "c/C"])
+    assert (await gateway.get("/v1/autopilot/decisions/r1", BOB)).status == 404
+    operator = b"Authorization: Bearer the-operators-token-0123456789"
+    assert json.loads((await gateway.get("/v1/autopilot/decisions", operator)).body)["decisions"] == [told]
+    assert (await gateway.get("/v1/autopilot/decisions", ALICE)).status == 401
+
+
+async def test_a_refused_request_leaves_a_record_too(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
+    """It says with which error; without ADMIN_TOKEN nobody gets the list."""
+    gateway = await start_gateway()
+    await gateway.chat({"model": "no/such"}, b"X-Request-Id: r2")
+    told = json.loads((await gateway.get("/v1/autopilot/decisions/r2")).body)
+    assert (told["error"], told["outcome"], told["attempts"]) == ("unknown_model", "refused", [])
+    assert (await gateway.get("/v1/autopilot/decisions")).status == 404
+
+
+async def test_a_plan_calls_nobody(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
+    """It is what the same body would be tried on, with the reasons, or the same refusal."""
+    scripted.offers["a/A"] = {"supported_features": ["json_mode"]}
+    gateway = await start_gateway()
+    body = {"model": ALIAS, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    planned = json.loads((await gateway.chat(body, target=b"/v1/autopilot/route")).body)
+    assert (planned["order"], planned["needs"]) == (["b/B", "c/C"], ["tools"])
+    verdicts = {each["model"]: (each["verdict"], each.get("reason")) for each in planned["candidates"]}
+    assert verdicts["a/A"] == ("incapable", "tools")
+    assert (await gateway.chat(b"{", target=b"/v1/autopilot/route")).error["code"] == "invalid_json"
+    assert scripted.requests == []

@@ -1,0 +1,214 @@
+"""Every step from what a request asks for to what is tried for it."""
+
+import json
+from types import MappingProxyType
+
+import pytest
+from attrs import frozen
+
+from chutes_autopilot.errors import ApiError
+from chutes_autopilot.policy.choice import Choice, Chooser, Client
+from chutes_autopilot.policy.cooldown import CooldownRules
+from chutes_autopilot.policy.health import FleetHealth
+from chutes_autopilot.policy.model_field import read_model_field
+from chutes_autopilot.policy.model_offers import Offer, Offers
+from chutes_autopilot.policy.ranking import Ranked, rank
+from chutes_autopilot.policy.request_needs import Need
+from chutes_autopilot.policy.utilization import parse_utilization
+
+ALIAS = "chutesai/AutoPilot"
+IMAGE = Need(("image",))
+ANYTHING = Need()
+OFFERS = Offers(
+    MappingProxyType(
+        {
+            "text": Offer(lacks=frozenset({"image"}), context=1000),
+            "short": Offer(has=frozenset({"image"}), context=100),
+            "long": Offer(has=frozenset({"image"}), context=10_000, confidential=True),
+            "blank": Offer(),
+        }
+    )
+)
+
+
+@frozen
+class World:
+    """What is known of a platform with four models."""
+
+    ranking: tuple[Ranked, ...] = ()
+    ranked_models: tuple[str, ...] = ("text", "short", "long")
+    offers: Offers = OFFERS
+
+
+def chosen(
+    model: str,
+    need: Need = ANYTHING,
+    sticky: str | None = None,
+    limit: int = 8,
+    *,
+    failed: str = "",
+    gave_way: bool = False,
+    require_tee: bool = False,
+    health: FleetHealth | None = None,
+) -> Choice:
+    """What is chosen at second 100, after each of the ``failed`` models has just begun to cool down."""
+    health = health or FleetHealth(CooldownRules(failures=1))
+    for name in failed.split():
+        health.failed(name, 99.0)
+    known = frozenset(OFFERS.by_model)
+    asked = read_model_field(model, known, max_items=8, unknown="refuse")
+    return Chooser(World(), health, limit, require_tee).choose(asked, need, Client(sticky, gave_way), 100.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "need", "sticky", "candidates", "skipped"),
+    [
+        (ALIAS, ANYTHING, None, "text short long", {}),
+        (ALIAS, IMAGE, None, "short long", {}),
+        (ALIAS, IMAGE, "text", "short long", {}),
+        (ALIAS, IMAGE, "long", "long short", {}),
+        (ALIAS, Need(text_bytes=2000), None, "text long", {}),
+        (ALIAS + ":THINKING", IMAGE, None, "short:THINKING long:THINKING", {}),
+        ("long,text,short", IMAGE, None, "long short", {"text": "image"}),
+        ("text:latency,blank", IMAGE, "text", "blank", {"text:latency": "image"}),
+        ("short,text", Need(text_bytes=1100), None, "short text", {}),
+        ("short,text", Need(text_bytes=2400), None, "text", {"short": "context"}),
+        (f"text,{ALIAS}", IMAGE, None, "short long", {"text": "image"}),
+        ("text", IMAGE, None, "text", {}),
+    ],
+)
+def test_what_cannot_serve_the_request_is_left_out(
+    model: str, need: Need, sticky: str | None, candidates: str, skipped: dict[str, str]
+) -> None:
+    """The alias goes by estimates, a list loses only impossible items and names them, one model is never judged."""
+    choice = chosen(model, need, sticky)
+    assert (choice.plan.candidates, dict(choice.skipped)) == (tuple(candidates.split()), skipped)
+
+
+def test_the_attempts_allowed_are_counted_without_the_incapable() -> None:
+    """A model that cannot serve a request does not use up one of its attempts."""
+    assert chosen(ALIAS, IMAGE, limit=2).plan.candidates == ("short", "long")
+
+
+def test_where_an_estimate_speaks_against_all_the_longest_come_first() -> None:
+    """A guess refuses nobody."""
+    assert chosen(ALIAS, Need(text_bytes=50_000)).plan.candidates == ("long",)
+    with pytest.raises(ApiError, match="no_capable_candidate"):
+        chosen(ALIAS, Need(text_bytes=500_000))
+
+
+@pytest.mark.parametrize("model", [ALIAS, "text,short"])
+def test_nothing_capable_is_the_requests_fault(model: str) -> None:
+    """The answer names what none of the models has, and the member of the body that asks for it."""
+    with pytest.raises(ApiError, match="no_capable_candidate") as caught:
+        chosen(model, Need(("image",), text_bytes=10**7))
+    assert caught.value.status == 400
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("model", "candidates"),
+    [
+        (f"{ALIAS}:vision", "short long"),
+        (f"{ALIAS}:tee:vision", "long"),
+        (f"{ALIAS}:tee:THINKING", "long:THINKING"),
+        (f"{ALIAS}:tee,text", "long text"),
+        (f"text,{ALIAS}:vision", "text short long"),
+    ],
+)
+def test_an_alias_with_parts_stands_for_the_models_that_keep_them(model: str, candidates: str) -> None:
+    """In the order of the ranking, alone and within a list."""
+    assert chosen(model).plan.candidates == tuple(candidates.split())
+
+
+def test_the_models_left_out_are_told_with_the_part_they_lack() -> None:
+    """They are neither candidates nor counted against the attempts."""
+    choice = chosen(f"{ALIAS}:tee:vision", sticky="short", limit=1)
+    assert (dict(choice.unwanted), choice.plan.candidates) == ({"text": "tee", "short": "tee"}, ("long",))
+
+
+def test_parts_that_no_live_model_keeps_are_the_requests_fault() -> None:
+    """400 names the part; models of the client's own list remain."""
+    with pytest.raises(ApiError, match="no_capable_candidate") as caught:
+        chosen(f"{ALIAS}:tools")
+    assert "tools" in caught.value.message
+    assert caught.value.param == "model"
+    assert chosen(f"{ALIAS}:tools,text").plan.candidates == ("text",)
+
+
+def test_an_operator_may_require_confidential_models() -> None:
+    """For every alias, never for a model asked for by name."""
+    assert chosen(ALIAS, require_tee=True).plan.candidates == ("long",)
+    assert chosen(f"text,{ALIAS}", require_tee=True).plan.candidates == ("text", "long")
+    health, offers = FleetHealth(), Offers()
+    asked = read_model_field(ALIAS, frozenset(), max_items=8, unknown="refuse")
+    with pytest.raises(ApiError, match="no_candidates"):
+        Chooser(World(offers=offers), health, 8, require_tee=True).choose(asked, ANYTHING, Client(), 100.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "failed", "candidates", "skipped"),
+    [
+        (ALIAS, "text", "short long", {}),
+        (ALIAS, "text short long", "text short long", {}),
+        ("short,text", "short", "text", {"short": "cooling"}),
+        ("short,text", "short text", "short text", {}),
+        ("text", "text", "text", {}),
+    ],
+)
+def test_a_cooling_model_is_left_alone_while_there_is_another(
+    model: str, failed: str, candidates: str, skipped: dict[str, str]
+) -> None:
+    """It keeps its place in the preferred order; an item of a list is named."""
+    choice = chosen(model, failed=failed)
+    assert (choice.plan.candidates, dict(choice.skipped)) == (tuple(candidates.split()), skipped)
+    assert choice.plan.preferred == chosen(model).plan.preferred
+
+
+def test_a_remembered_choice_is_kept_while_the_preferred_model_cools_down() -> None:
+    """Failing back to it would only lead to a third model."""
+    assert chosen(ALIAS, sticky="long", gave_way=True).plan.candidates[0] == "text"
+    assert chosen(ALIAS, sticky="long", gave_way=True, failed="text").plan.candidates == ("long", "short")
+    assert chosen(ALIAS, sticky="text", failed="text").plan.candidates == ("short", "long")
+
+
+@pytest.mark.parametrize(
+    ("model", "candidates"),
+    [
+        (f"{ALIAS}:fast", "long short text"),
+        (f"{ALIAS}:throughput", "short long text"),
+        ("text,short,long:latency", "long short text"),
+        ("text,short,long:THROUGHPUT", "short long text"),
+        ("text,short,long:latency:THINKING", "long:THINKING short:THINKING text:THINKING"),
+        (f"text,{ALIAS}:vision:fast:THINKING,blank", "text long:THINKING short:THINKING blank"),
+    ],
+)
+def test_own_measurements_order_what_asks_for_them(model: str, candidates: str) -> None:
+    """The best measured first, then the unmeasured; the wish goes before a remembered choice, and is made anew."""
+    health = FleetHealth()
+    for name, first_token, pace in (("long", 0.1, 2.0), ("short", 0.5, 1.0)):
+        health.succeeded(name, first_token, 99.0)
+        health.streamed(name, 10, 10, pace, 99.0)
+    choice = chosen(model, health=health, sticky=None if "," in model else "text")
+    assert (choice.plan.candidates, choice.lasting) == (tuple(candidates.split()), False)
+
+
+def test_a_client_may_have_an_order_of_its_own() -> None:
+    """It is the same for all its requests, differs between clients, and is narrowed like the ranking."""
+    rows = [{"name": f"m{i}-TEE", "active_instance_count": 10} for i in range(6)]
+    ranking = tuple(rank(parse_utilization(json.dumps(rows).encode()).rows, None))
+    names = tuple(ranked.model for ranked in ranking)
+    health = FleetHealth(CooldownRules(failures=1))
+    health.failed("m3-TEE", 99.0)
+    chooser = Chooser(World(ranking, names, Offers()), health, 8)
+    asked = read_model_field(ALIAS, frozenset(), max_items=8, unknown="refuse")
+
+    def order(key: bytes) -> tuple[str, ...]:
+        choice = chooser.choose(asked, ANYTHING, Client(spread_by=key), 100.0)
+        assert not choice.lasting
+        return choice.plan.candidates
+
+    orders = {order(bytes([key]) * 32) for key in range(20)}
+    assert len(orders) > 5
+    assert {frozenset(each) for each in orders} == {frozenset(names) - {"m3-TEE"}}
+    assert order(b"k" * 32) == order(b"k" * 32)

@@ -1,0 +1,50 @@
+"""The record of a finished request explains it, however it ended."""
+
+import pytest
+
+from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
+from chutes_autopilot.policy.failover import Timeouts, begin
+from chutes_autopilot.policy.model_field import Direct
+from chutes_autopilot.policy.plan import make_plan
+from chutes_autopilot.policy.reasons import Reasons, reasons
+from chutes_autopilot.relay.exchange import Route
+from chutes_autopilot.relay.explain import Explained
+
+PLAN = make_plan("list", (Direct("a:latency", "a"), Direct("b", "b")), None, limit=8)
+
+
+def why() -> Reasons:
+    return reasons(
+        asked="a:latency,b", mode="list", planned=["a", "b"], ranking=(), incapable={}, unwanted={}, cooling=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "followed"),
+    [
+        ({"outcome": "complete", "selected": "b", "status": 200}, "committed"),
+        ({"outcome": "cut", "selected": "b", "status": 200, "error": "upstream_stream_truncated"}, "committed"),
+        ({"outcome": "refused", "error": "deadline_exceeded", "status": 504}, "gave_up"),
+        ({"outcome": "client_gone", "status": 499}, "client_left"),
+    ],
+)
+def test_nothing_is_missing_once_a_request_is_over(ending: dict[str, object], followed: str) -> None:
+    """Each attempt has its times, its outcome and what followed, under the names by which models are counted."""
+    state, first = begin(PLAN, stream=True, timeouts=Timeouts(1, 1, 1), max_attempts=8)
+    record = RequestRecord("r", 100.0, stream=True, first_attempt=100.5, ended=103.0)
+    record.attempts = [AttemptRecord("a:latency", failure="upstream_503", failed=101.0), AttemptRecord("b")]
+    for name, value in ending.items():
+        setattr(record, name, value)
+    if record.selected is not None:
+        record.attempts[1].status = 200
+    decision = Explained(record, Route(PLAN, state, first, why=why)).decision()
+    assert decision.missing() == ()
+    one, other = decision.attempts
+    assert (one.model, one.sent, one.started, one.ended, one.followed) == ("a", "a:latency", 0.5, 1.0, "next")
+    assert (other.model, other.started, other.ended, other.followed) == ("b", 1.0, 3.0, followed)
+
+
+def test_a_request_that_was_refused_at_once_lacks_nothing_either() -> None:
+    """Its error is the explanation."""
+    record = RequestRecord("r", 100.0, ended=100.0, outcome="refused", status=400, error="unknown_model")
+    assert Explained(record, None).decision().missing() == ()
