@@ -44,6 +44,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_are_left_alone() -> None:
+    """The same for what the tests before this module left behind: a collection after each test must stay cheap."""
+    gc.collect()
+    gc.freeze()
+
+
 class LoggedErrors:
     """Failures that were logged while a test ran; ``flush`` takes back those the test expected."""
 
