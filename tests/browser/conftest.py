@@ -35,7 +35,7 @@ Open = Callable[..., Page]
 
 
 # not of the session: while Playwright is there, its event loop counts as running for all that use asyncio
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium of this machine."""
     executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -72,13 +72,13 @@ def _wait_until_known(service: str) -> None:
     pytest.fail("the service never knew all of its sources")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def demo(browser: Browser) -> Iterator[str]:
     """The address of a service in demo mode whose ranking moves every second."""
     yield from _started("--demo", cwd=UNWRITABLE, UTILIZATION_REFRESH_MS="1000")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def platform(browser: Browser) -> Iterator[ScriptedPlatform]:
     """What the service called ``scripted`` asks."""
     platform = ScriptedPlatform()
@@ -86,7 +86,7 @@ def platform(browser: Browser) -> Iterator[ScriptedPlatform]:
     platform.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def scripted(platform: ScriptedPlatform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service on a data directory of its own, which remembers an hour of one model."""
     directory = tmp_path_factory.mktemp("cache")
