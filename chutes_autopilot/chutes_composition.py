@@ -61,6 +61,7 @@ class ChutesParts:
             self.attestation.report,
             self.signatures.signature,
             self.signatures.receipt,
+            self.route.authenticate,
         )
 
 

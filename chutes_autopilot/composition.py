@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ from chutes_autopilot.web.decisions import DecisionRoutes
 from chutes_autopilot.web.explorer.places import starting, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
-from chutes_autopilot.web.root import CHUTES_DISABLED, build_admin_root, build_root
+from chutes_autopilot.web.root import CHUTES_DISABLED, admit_to, build_admin_root, build_root
 from chutes_autopilot.web.site import ClientLimits, GatewaySite
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     answers = KeptAnswers()
     root, admin_root = roots(starting if settings.explorer_enabled else switched_off)
     site = FrontSite(relay, root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
+    site.admit = partial(admit_to, chutes)
 
     admin_site = GatewaySite(admin_root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
 

@@ -115,7 +115,8 @@ class GatewayChannel(TimedChannel):
         for name, value in head.headers:
             request.requestHeaders.addRawHeader(name, value)
         if head.length is not None and head.length > self.limits.max_request_bytes:
-            raise too_large(self.limits.max_request_bytes)
+            self.refuse_too_large(request)
+            return
         self._command, self._path, self._version = line.method, line.target, line.version
         self.persistent = head.persistent
         if not head.persistent:
@@ -230,6 +231,14 @@ class GatewayChannel(TimedChannel):
         self.site.refused(request, error)
         request.refuse_unread(error)
         self.linger()
+
+    def refuse_too_large(self, request: GatewayRequest) -> None:
+        """Refuse a body for its size, unless its sender is nobody who may send one at all."""
+        try:
+            self.site.admit(request)
+            raise too_large(self.limits.max_request_bytes)
+        except ApiError as error:
+            self.refuse(error)
 
     def incoming(self) -> GatewayRequest:
         """The request that is being received, as far as it is known."""

@@ -120,19 +120,11 @@ class ChutesRoute:
 
     def chat(self, request: GatewayRequest) -> Deferred[None]:
         """Relay a chat request; fires when it is answered, fails with the ApiError to answer with."""
-        return Deferred.fromCoroutine(self._unencrypted_errors(self._chat(request)))
+        return Deferred.fromCoroutine(self._chat(request))
 
     def models(self, request: GatewayRequest) -> Deferred[None]:
         """The platform's list of models."""
-        return Deferred.fromCoroutine(self._unencrypted_errors(self._models(request)))
-
-    async def _unencrypted_errors(self, answered: Awaitable[None]) -> None:
-        """No error answer is encrypted, and each says so."""
-        try:
-            await answered
-        except ApiError as error:
-            error.headers += tuple(plain_headers())
-            raise
+        return Deferred.fromCoroutine(self._models(request))
 
     async def _models(self, request: GatewayRequest) -> None:
         self.authenticate(request)

@@ -25,6 +25,10 @@ from chutes_autopilot.wire.headers import REQUEST_ID, Header, acceptable_request
 CUT_SECONDS = 15.0
 """How long a client whose answer was cut may take to read what was already sent."""
 
+CHUTES_ROUTE = (b"/v1/chutes/", b"/v1/attestation/", b"/v1/signature/", b"/v1/receipts/")
+NOT_ENCRYPTED = (b"X-E2EE-Applied", b"false")
+"""On every error of the Chutes route, whoever answers with it."""
+
 _ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
 
 
@@ -64,7 +68,7 @@ class GatewayRequest(Request):
             return
         limit = self.channel.limits.max_request_bytes
         if self.received_bytes > limit:
-            self.channel.refuse(too_large(limit))
+            self.channel.refuse_too_large(self)
         else:
             self.content.write(data)
 
@@ -83,6 +87,8 @@ class GatewayRequest(Request):
         """Write an error of our own, in the shape of its path; whoever took the request finishes it."""
         if is_explorer_path(self.path):
             self.answer(error.status, body_of_api_error(error), JSON, (*SAFE_HEADERS, NOT_STORED, *error.headers))
+        elif (self.path or b"").startswith(CHUTES_ROUTE):
+            self.answer(error.status, error.body(), JSON, (*error.headers, NOT_ENCRYPTED))
         else:
             self.answer(error.status, error.body(), JSON, error.headers)
 

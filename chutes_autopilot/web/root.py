@@ -26,6 +26,7 @@ class ChutesEndpoints:
     """What answers the paths of the Chutes route.
 
     :param signature: of an answer, by its id; ``receipt`` likewise.
+    :param admit: raises the ApiError for whoever may not chat.
     """
 
     chat: Callable[[GatewayRequest], Deferred[None]]
@@ -33,13 +34,20 @@ class ChutesEndpoints:
     report: Callable[[GatewayRequest], Deferred[None]]
     signature: Callable[[GatewayRequest, str], None]
     receipt: Callable[[GatewayRequest, str], None]
+    admit: Callable[[GatewayRequest], object]
 
 
 def _disabled(_request: GatewayRequest, _chat_id: str = "") -> Any:
-    raise e2ee_error("chutes_disabled", "Chutes route is disabled", headers=((b"X-E2EE-Applied", b"false"),))
+    raise e2ee_error("chutes_disabled", "Chutes route is disabled")
 
 
-CHUTES_DISABLED = ChutesEndpoints(_disabled, _disabled, _disabled, _disabled, _disabled)
+def admit_to(chutes: ChutesEndpoints, request: GatewayRequest) -> None:
+    """Raise what a request for the Chutes route's chat gets before its size is looked at."""
+    if request.path == b"/v1/chutes/chat/completions":
+        chutes.admit(request)
+
+
+CHUTES_DISABLED = ChutesEndpoints(_disabled, _disabled, _disabled, _disabled, _disabled, _disabled)
 """Where CHUTES_ENABLED is false."""
 
 

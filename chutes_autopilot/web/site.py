@@ -17,6 +17,10 @@ from chutes_autopilot.web.timed import ClientLimits
 __all__ = ["CUT_SECONDS", "ClientLimits", "GatewayChannel", "GatewayRequest", "GatewaySite"]
 
 
+def _anybody(_request: GatewayRequest) -> None:
+    """Where nobody has to be admitted."""
+
+
 class GatewaySite(Site):
     """The listening factory.
 
@@ -42,6 +46,8 @@ class GatewaySite(Site):
         self.refused = refused
         self.connections = connections
         self.deadlines = deadlines
+        self.admit: Callable[[GatewayRequest], object] = _anybody
+        """Raises the ApiError that a request gets before it is told that its body is too large."""
 
     @property
     def max_request_bytes(self) -> int:

@@ -52,6 +52,27 @@ async def test_a_disabled_route_says_so_on_every_path(scripted: ScriptedUpstream
     assert not scripted.requests
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 999", b"Transfer-Encoding: chunked"])
+async def test_a_stranger_is_not_told_that_the_body_is_too_large(
+    scripted: ScriptedUpstream, start_gateway: StartGateway, framing: bytes
+) -> None:
+    """Who may ask is judged before the size, also where the size is known first; every answer says it is in clear."""
+    for environ, token, expected in (
+        ({"CHUTES_API_KEY": "cpk_operator"}, AS_ALICE, (503, "chutes_disabled")),
+        (settings(scripted.url), b"Authorization: Bearer wrong", (401, "invalid_api_key")),
+        (settings(scripted.url), AS_ALICE, (413, "request_too_large")),
+    ):
+        gateway = await start_gateway(**{**environ, "MAX_REQUEST_BYTES": "100"})
+        client = await gateway.connect()
+        client.transport.write(b"\r\n".join([b"POST " + CHAT + b" HTTP/1.1", b"Host: x", token, framing, b"", b""]))
+        client.transport.write(b"c8\r\n" + b"x" * 200)
+        await client.complete()
+        response = read_response(client.received)
+        assert (response.status, response.error["code"]) == expected
+        assert response.header("x-e2ee-applied") == "false"
+    assert not scripted.requests
+
+
 async def test_without_the_operators_key_only_what_needs_none_is_served(
     scripted: ScriptedUpstream, start_gateway: StartGateway
 ) -> None:
