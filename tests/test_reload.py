@@ -38,7 +38,7 @@ class Noting:
 
 def test_every_setting_is_applied_or_needs_a_restart() -> None:
     """A new setting that is forgotten on one of the two sides is found here."""
-    service = build(settings(), MemoryReactorClock(), ())
+    service = build(settings(EXPLORER_ENABLED="false"), MemoryReactorClock(), ())
     noting: Any = Noting(settings(TRUST_PROXY_HEADERS="true", TRUSTED_PROXY_CIDRS="10.0.0.0/8"))
     service.apply(noting)
     fields = {field.name for field in attrs.fields(Settings)}

@@ -20,10 +20,11 @@ async def test_a_failing_model_cools_down_and_comes_back_by_a_probe(
     scripted: ScriptedUpstream, start_gateway: StartGateway
 ) -> None:
     """After so many failures it is asked no more, then by one request again; its clients come back to it."""
-    gateway = await start_gateway(COOLDOWN_FAILURES="2", COOLDOWN_MS="150", STICKY_FAILBACK_MS="1")
+    gateway = await start_gateway(COOLDOWN_FAILURES="2", COOLDOWN_MS="1000", STICKY_FAILBACK_MS="1")
     scripted.scripts["a/A"] = BUSY
-    for _ in range(4):
-        assert (await gateway.chat({"model": ALIAS})).header("x-chutes-autopilot-selected") == "b/B"
+    for session in (b"1", b"2", b"3", b"4"):
+        answered = await gateway.chat({"model": ALIAS}, b"x-session-id: " + session)
+        assert answered.header("x-chutes-autopilot-selected") == "b/B"
     assert [seen.model for seen in scripted.requests] == ["a/A", "b/B", "a/A", "b/B", "b/B", "b/B"]
     listed = await gateway.chat({"model": "a/A,c/C"})
     assert listed.header("x-chutes-autopilot-skipped") == "a/A=cooling"
