@@ -141,10 +141,9 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         chutes_relay.decisions = relay.decisions
     admin = settings.admin_endpoint is not None
 
-    def roots(explorer: "ExplorerParts | Callable[[], ApiError]") -> tuple[KleinResource, KleinResource]:
-        """What clients ask, and what an operator asks."""
+    def public_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
         seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
-        public = build_root(
+        return build_root(
             chat,
             models,
             operations,
@@ -153,7 +152,9 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             metrics_here=not admin,
             decisions=DecisionRoutes(relay, None if admin else settings.admin_token),
         )
-        return public, build_admin_root(operations, explorer, DecisionRoutes(relay, settings.admin_token))
+
+    def admin_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
+        return build_admin_root(operations, explorer, DecisionRoutes(relay, settings.admin_token))
 
     def open_explorer() -> None:
         from chutes_autopilot.explorer_composition import build_explorer
@@ -171,14 +172,21 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         )
         relay.also_finished = chutes_relay.also_finished = explorer.finished
         answers.tell(explorer.listener)
-        site.resource, admin_site.resource = roots(explorer.parts)
+        site.resource = public_root(explorer.parts)
+        if admin_site is not None:
+            admin_site.resource = admin_root(explorer.parts)
 
     answers = KeptAnswers()
-    root, admin_root = roots(starting if settings.explorer_enabled else switched_off)
-    site = FrontSite(relay, root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
+    closed = starting if settings.explorer_enabled else switched_off
+    site = FrontSite(
+        relay, public_root(closed), reactor, _client_limits(settings), chat.body_refused, connections, deadlines
+    )
     site.admit = partial(admit_to, chutes)
 
-    admin_site = GatewaySite(admin_root, reactor, _client_limits(settings), chat.body_refused, connections, deadlines)
+    admin_site: GatewaySite | None = None
+    if admin:
+        limits = _client_limits(settings)
+        admin_site = GatewaySite(admin_root(closed), reactor, limits, chat.body_refused, connections, deadlines)
 
     def apply(new: Settings) -> None:
         in_force.settings = new
@@ -204,7 +212,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         open_explorer()
     elif settings.explorer_enabled:
         LateExplorer(reactor, open_explorer).setServiceParent(service)
-    if settings.admin_endpoint is not None:
+    if settings.admin_endpoint is not None and admin_site is not None:
         ListeningService(reactor, (settings.admin_endpoint,), admin_site, connections).setServiceParent(service)
     service.listening = ListeningService(reactor, endpoints, site, connections)
     service.listening.setServiceParent(service)

@@ -8,9 +8,13 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
+
+settings.register_profile("suite", max_examples=40)  # a test that needs more of them says so itself
+settings.load_profile("suite")
 
 WAIT_LIMIT = 10.0
 """Seconds a test may wait for its Deferred; ``@pytest.mark.wait(60)`` gives a test its own limit."""

@@ -178,7 +178,7 @@ def upstream_faults(service: Service) -> None:
             put = json.dumps({"fault": fault, "requests": 1}).encode()
             assert b'"simulated"' in service.simulate("POST", "/_simulator/faults", put)
             connection = service.connect()
-            connection.request("POST", TARGET, chat(service.names[0], stream=stream, n_tokens=30), HEADERS)
+            connection.request("POST", TARGET, chat(service.names[0], stream=stream, n_tokens=6), HEADERS)
             answer = b""
             while piece := connection.sock.recv(65536):
                 answer += piece

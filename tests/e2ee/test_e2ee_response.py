@@ -239,7 +239,7 @@ def test_what_cannot_be_sealed_fails_as_a_whole(body: bytes) -> None:
     assert MARKER not in told(caught.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["usage", "id", "model", "system_fingerprint", "x", MARKER]), UNKNOWN_VALUES),
     st.dictionaries(st.sampled_from(["delta", "text", "finish_reason", "logprobs", MARKER]), UNKNOWN_VALUES),

@@ -329,7 +329,7 @@ def hostile_streams(draw: st.DrawFn) -> bytes:
     return b"".join(parts)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(hostile_streams(), st.data(), st.booleans(), st.sampled_from(["reject", "drop"]))
 def test_the_marker_never_leaves(stream: bytes, data: st.DataObject, coalesce: bool, uncovered: Uncovered) -> None:
     """Whatever an upstream sends, split anywhere: its text is in no byte emitted and in no exception, and what is
@@ -342,7 +342,7 @@ def test_the_marker_never_leaves(stream: bytes, data: st.DataObject, coalesce: b
     texts_in(out.replace(KEEP_ALIVE, b""))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(TEXTS.filter(bool), max_size=6), ENDS, st.data(), st.booleans())
 def test_every_text_arrives_once_and_in_order(texts: list[str], end: bytes, data: st.DataObject, ascii: bool) -> None:
     """A good stream, with any line ends, written in any way and split anywhere, is sealed event by event."""

@@ -68,7 +68,7 @@ def requests(draw: st.DrawFn) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=3), st.sampled_from(ANSWERS), st.data())
 def test_both_paths_do_the_same(sent: list[bytes], answer: bytes, data: st.DataObject) -> None:
     """For generated requests, pipelined and cut anywhere: the same answers, the same requests upstream."""

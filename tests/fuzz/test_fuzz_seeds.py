@@ -31,7 +31,7 @@ def test_new_inputs_hold(name: str) -> None:
         st.sampled_from(seeds).flatmap(lambda seed: st.integers(0, len(seed)).map(lambda at: seed[at:])),
     )
 
-    @settings(max_examples=EXAMPLES.get(name, 400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=EXAMPLES.get(name, 200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(parts, max_size=12).map(b"".join))
     def check(data: bytes) -> None:
         target.check(data)
