@@ -15,6 +15,9 @@ import msgspec
 
 from chutes_autopilot.errors import ApiError
 
+LARGE_BYTES = 4096
+"""Of a body of this size it pays to leave its messages out of the search for ``model``."""
+
 MAX_NESTING = 200
 """Levels of arrays and objects a body may nest; the outermost object is level 1."""
 
@@ -36,18 +39,29 @@ _DEPTH_CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _ROUTING_KEYS = ("model", "stream", "prompt_cache_key")
 _Members = dict[str, msgspec.Raw]
 _DECODER = msgspec.json.Decoder(_Members)
-_ABSENT = msgspec.Raw()
+ABSENT = msgspec.Raw()
 
 
-class _Routing(msgspec.Struct, gc=False):
-    """The members that routing reads; all others are checked and skipped, which is quicker than to collect them."""
+class RoutingMembers(msgspec.Struct, gc=False):
+    """The members that routing reads, as they were spelled; all others are checked and skipped.
 
-    model: msgspec.Raw = _ABSENT
-    stream: msgspec.Raw = _ABSENT
-    prompt_cache_key: msgspec.Raw = _ABSENT
+    Of a repeated member the last one counts. An absent one is empty.
+    """
+
+    model: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    prompt_cache_key: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    functions: msgspec.Raw = ABSENT
+    tool_choice: msgspec.Raw = ABSENT
+    response_format: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
 
 
-_ROUTING_DECODER = msgspec.json.Decoder(_Routing)
+_MEMBER_NAMES = RoutingMembers.__struct_fields__
+_ROUTING_DECODER = msgspec.json.Decoder(RoutingMembers)
 
 
 @attrs.define
@@ -60,6 +74,7 @@ class ChatBody:
     :param model_end: offset after its last byte; equal to ``model_start`` when absent.
     :param stream: whether ``stream`` is literally true.
     :param prompt_cache_key: the field's value when it is a string, else "".
+    :param members: what else routing may read.
     """
 
     data: bytes
@@ -68,6 +83,7 @@ class ChatBody:
     model_end: int
     stream: bool
     prompt_cache_key: str
+    members: RoutingMembers
 
     def with_model(self, model: str) -> tuple[bytes, bytes, bytes]:
         """The body, in pieces, with another ``model`` value and every other byte as received."""
@@ -94,31 +110,59 @@ def _plain_body(data: bytes) -> ChatBody | None:
     It is then the top-level key, and no walk is needed to find its value. Whatever is not plain, or not valid, is
     judged by the rest of `read_chat_body`.
     """
-    # rfind takes half the time of find where there is nothing to be found, see _brackets_exceed for the brackets
-    key_at = data.find(b'"model"')
-    if key_at < 0 or data.rfind(b'"model"') != key_at:
-        return None
-    if _brackets_exceed(data, MAX_NESTING) or (data.rfind(b"\\u006") >= 0 and _ESCAPED_MODEL.search(data)):
+    if _brackets_exceed(data, MAX_NESTING):
         return None
     try:
         if not data.isascii():
             data.decode()  # msgspec does not look at the encoding of strings it skips
-        routing = _ROUTING_DECODER.decode(data)
+        members = _ROUTING_DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    start = _AFTER_KEY.match(data, key_at + 7)
-    raw = bytes(routing.model)
-    if start is None or raw[:1] != b'"' or b"\\" in raw or not data.startswith(raw, start.end()):
+    raw = bytes(members.model)
+    if raw[:1] != b'"' or b"\\" in raw:
         return None
-    at, stream, cache_key = start.end(), routing.stream, routing.prompt_cache_key
+    start, end = (0, 0) if len(data) < LARGE_BYTES else _messages_span(data, members)
+    at = _only_model(data[:start], data[end:])
+    if at is None:
+        return None
+    found = _AFTER_KEY.match(data, at if at < start else at - start + end)
+    if found is None or not data.startswith(raw, found.end()):
+        return None
+    at, stream, cache_key = found.end(), members.stream, members.prompt_cache_key
     return ChatBody(
         data,
         raw[1:-1].decode(),
         at,
         at + len(raw),
-        stream is not _ABSENT and bytes(stream) == b"true",
-        _text(bytes(cache_key)) if cache_key is not _ABSENT else "",
+        stream is not ABSENT and bytes(stream) == b"true",
+        _text(bytes(cache_key)) if cache_key is not ABSENT else "",
+        members,
     )
+
+
+def _messages_span(data: bytes, members: RoutingMembers) -> tuple[int, int]:
+    """Where a member that equals ``messages`` stands; (0, 0) where that is not certain.
+
+    Nothing in a list is a top-level key, so the list, nearly all of a large body, need not be searched for one.
+    """
+    key_at = data.find(b'"messages"')
+    key = _AFTER_KEY.match(data, key_at + 10) if key_at >= 0 else None
+    messages = bytes(members.messages)
+    if key is None or messages[:1] != b"[" or not data.startswith(messages, key.end()):
+        return 0, 0
+    return key.end(), key.end() + len(messages)
+
+
+def _only_model(before: bytes, after: bytes) -> int | None:
+    """The offset in the two parts, joined, behind the only ``"model"`` in them; None where there is not just one."""
+    text = before + after
+    # rfind takes half the time of find where there is nothing to be found
+    key_at = text.find(b'"model"')
+    if key_at < 0 or text.rfind(b'"model"') != key_at:
+        return None
+    if text.rfind(b"\\u006") >= 0 and _ESCAPED_MODEL.search(text):
+        return None
+    return key_at + 7
 
 
 def _text(raw: bytes) -> str:
@@ -139,6 +183,7 @@ def _walked_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody:
         model_end=end,
         stream=data[stream_start:stream_end] == b"true",
         prompt_cache_key=_text(data[key_start:key_end]),
+        members=RoutingMembers(**{name: members[name] for name in _MEMBER_NAMES if name in members}),
     )
 
 
