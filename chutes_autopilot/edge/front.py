@@ -198,7 +198,8 @@ class FrontChannel(GatewayChannel):
 
     def _answered(self) -> None:
         """The answer is complete: the next request may come, or is already here."""
-        self._downstream = None
+        if not self._dataBuffer:
+            self._downstream = None  # else it stays, so that what comes now is kept behind what was sent ahead
         self._handlingRequest = False
         self.release()
         if self.site.connections.draining or not self.persistent:
@@ -209,6 +210,7 @@ class FrontChannel(GatewayChannel):
             self.callLater(0, self._read_ahead)
 
     def _read_ahead(self) -> None:
+        self._downstream = None
         ahead, self._dataBuffer = b"".join(self._dataBuffer), []
         self.read_ahead()
         if self._ahead_refused:
