@@ -43,6 +43,7 @@ from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import fetch_json_bytes
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from_url, endpoints_for, open_limit
 from chutes_autopilot.upstream.prewarming import PrewarmingService
+from chutes_autopilot.web.body_room import BodyRoom
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.decisions import DecisionRoutes
@@ -96,7 +97,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     :param endpoints: Twisted server endpoint strings to listen on.
     :param demo: put a simulated Chutes, listening on loopback from now on, in the place of every upstream.
     """
-    connections = ClientConnections(connection_limit(settings.max_connections))
+    bodies = BodyRoom(_body_room(settings))
+    connections = ClientConnections(connection_limit(settings.max_connections), bodies)
     service = GatewayService(connections, settings.shutdown_grace, reactor)
     attestation_root = None
     if demo:
@@ -191,6 +193,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     def apply(new: Settings) -> None:
         in_force.settings = new
         connections.limit = connection_limit(new.max_connections)
+        bodies.limit = _body_room(new)
         service.grace = new.shutdown_grace
         site.limits = _client_limits(new)
         relay.rules = chutes_relay.rules = _routing_rules(new, relay.rules.client_key_secret)
@@ -286,6 +289,9 @@ def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnect
     )
     metrics.gauge("ready_candidates", "Models the alias can choose from.", lambda: len(snapshots.current.ranking))
     metrics.gauge("client_connections", "Open client connections.", lambda: len(connections))
+    metrics.gauge(
+        "buffered_request_bytes", "Bytes of request bodies over 16 KiB that are held.", lambda: connections.bodies.held
+    )
     metrics.gauge("ready_allowlist_size", "Models in the catalog.", lambda: len(known()))
     return metrics
 
@@ -311,6 +317,10 @@ def _client_limits(settings: Settings) -> ClientLimits:
         body_timeout=settings.client_body_timeout,
         idle_timeout=settings.client_idle_timeout,
     )
+
+
+def _body_room(settings: Settings) -> int:
+    return max(settings.max_buffered_request_bytes, settings.max_request_bytes)  # one request always fits
 
 
 def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules:

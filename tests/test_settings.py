@@ -89,6 +89,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "stream_idle_timeout": 60.0,
         "max_connections": 10000,
         "max_inflight_requests": 2000,
+        "max_buffered_request_bytes": 268435456,
         "shutdown_grace": 30.0,
         "log_level": "info",
         "log_format": "text",

@@ -47,6 +47,7 @@ class FrontDownstream:
     def start(self, head: ResponseHead, own: bytes, producer: IPushProducer) -> None:
         self._head = self._begun(head, own)
         self._channel.registerProducer(producer, True)
+        self._channel.release()  # the exchange has dropped it
 
     def answer(self, head: ResponseHead, own: bytes, data: bytes) -> None:
         start = self._begun(head, own)

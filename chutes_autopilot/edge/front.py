@@ -19,6 +19,7 @@ from chutes_autopilot.relay.call import ChatCall, Client, peer_of
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.upstream.direct import Write, best_write, queue
+from chutes_autopilot.web.body_room import UNCOUNTED_BYTES, no_room
 from chutes_autopilot.web.channel import Awaited, GatewayChannel
 from chutes_autopilot.web.request import GatewayRequest
 from chutes_autopilot.web.site import GatewaySite
@@ -104,6 +105,10 @@ class FrontChannel(GatewayChannel):
     def written(self) -> int | None:
         return super().written() if self._downstream is None else self._downstream.written
 
+    def linger(self) -> None:
+        self._head, self._body = None, []
+        super().linger()
+
     def _may_continue(self, written: int) -> bool:
         return written == 0 if self._downstream is not None else super()._may_continue(written)
 
@@ -119,7 +124,10 @@ class FrontChannel(GatewayChannel):
         self._last_head = head
         length, start = framing
         end = start + length
-        if len(data) == end:
+        if length > UNCOUNTED_BYTES and not self.hold(min(length, len(data) - start)):
+            self._head, self._length, self._missing = head, length, max(0, end - len(data))
+            self.refuse(no_room())
+        elif len(data) == end:
             self._answer(head, data[start:], b"")
         elif len(data) > end:
             self._answer(head, data[start:end], data[end:])
@@ -135,7 +143,9 @@ class FrontChannel(GatewayChannel):
         missing = self._missing
         self._body.append(data[:missing])
         self._missing = max(0, missing - len(data))
-        if self._missing == 0 and self._head is not None:
+        if self._length > UNCOUNTED_BYTES and not self.hold(self._length - self._missing):
+            self.refuse(no_room())
+        elif self._missing == 0 and self._head is not None:
             head, self._head = self._head, None
             body, self._body = b"".join(self._body), []
             self._answer(head, body, data[missing:])
@@ -188,8 +198,10 @@ class FrontChannel(GatewayChannel):
 
     def _answered(self) -> None:
         """The answer is complete: the next request may come, or is already here."""
-        self._downstream = None
+        if not self._dataBuffer:
+            self._downstream = None  # else it stays, so that what comes now is kept behind what was sent ahead
         self._handlingRequest = False
+        self.release()
         if self.site.connections.draining or not self.persistent:
             self.loseConnection()
             return
@@ -198,8 +210,12 @@ class FrontChannel(GatewayChannel):
             self.callLater(0, self._read_ahead)
 
     def _read_ahead(self) -> None:
-        ahead, self._dataBuffer, self._ahead_bytes = b"".join(self._dataBuffer), [], 0
-        if self.transport.connected:
+        self._downstream = None
+        ahead, self._dataBuffer = b"".join(self._dataBuffer), []
+        self.read_ahead()
+        if self._ahead_refused:
+            self.refuse(no_room())
+        elif self.transport.connected:
             self.dataReceived(ahead)
 
 

@@ -321,6 +321,14 @@ GATEWAY_SETTINGS: tuple[Setting, ...] = (
         integer("requests", 1_000_000),
     ),
     Setting(
+        "MAX_BUFFERED_REQUEST_BYTES",
+        "268435456",
+        "bytes",
+        "Most bytes of request bodies held at once, never less than MAX_REQUEST_BYTES; beyond it: 503 overloaded.",
+        "1073741824",
+        integer("bytes", 1_099_511_627_776),
+    ),
+    Setting(
         "SHUTDOWN_GRACE_MS",
         "30000",
         "ms",

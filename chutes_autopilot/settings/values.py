@@ -101,6 +101,7 @@ class Settings:
     stream_idle_timeout: float
     max_connections: int
     max_inflight_requests: int
+    max_buffered_request_bytes: int
     shutdown_grace: float
     log_level: Literal["debug", "info", "warn", "error"]
     log_format: Literal["text", "json"]

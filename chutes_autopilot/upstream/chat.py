@@ -145,6 +145,7 @@ class ChatAttempt:
 
     def head(self, head: ResponseHead) -> None:
         self._head_seen = True
+        self._request.body = ()  # it is not sent again, and the answer may take long
         self._disarm()
         self.observer.head(head)
 

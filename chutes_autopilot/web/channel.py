@@ -14,6 +14,7 @@ from twisted.web.http import Request
 from zope.interface import implementer
 
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.web.body_room import UNCOUNTED_BYTES, no_room
 from chutes_autopilot.web.request import GatewayRequest, too_large
 from chutes_autopilot.web.request_head import (
     FORBIDDEN,
@@ -51,6 +52,9 @@ class GatewayChannel(TimedChannel):
     _line: RequestLine | None = None
     _skipped_blank = False
     _ahead_bytes = 0
+    _ahead_refused = False  # what was sent ahead is too much: it is dropped, and answered when its turn comes
+    _held = 0  # bytes counted of the body at hand
+    _held_ahead = 0  # and of what was sent ahead
     _head_bytes = 0
     _header_lines: list[bytes]
     _probe: IDelayedCall | None = None
@@ -65,6 +69,8 @@ class GatewayChannel(TimedChannel):
             self._probe.cancel()
             self._probe = None
         super().connectionLost(reason)
+        self.release()
+        self._release_ahead()
         self.site.connections.closed(self)
 
     # what the client sends
@@ -155,6 +161,39 @@ class GatewayChannel(TimedChannel):
         self._ahead_bytes += len(data)
         if self._ahead_bytes > self.limits.max_request_bytes + AHEAD_BYTES:
             self.forceAbortClient()
+        elif self._ahead_bytes > UNCOUNTED_BYTES and not self._ahead_refused:
+            if self.site.connections.bodies.take(self._ahead_bytes - self._held_ahead):
+                self._held_ahead = self._ahead_bytes
+            else:
+                self._ahead_refused = True
+        if self._ahead_refused:
+            self._release_ahead()
+            kept[:] = [bytearray()]  # a reminder that something was there
+
+    def hold(self, received: int) -> bool:
+        """Count ``received`` bytes as held of the body at hand; False where all clients' bodies are too much by that.
+
+        Called as they arrive, of bodies over UNCOUNTED_BYTES.
+        """
+        if not self.site.connections.bodies.take(received - self._held):
+            return False
+        self._held = received
+        return True
+
+    def release(self) -> None:
+        """The body at hand is not held any more."""
+        if self._held:
+            held, self._held = self._held, 0
+            self.site.connections.bodies.give_back(held)
+
+    def read_ahead(self) -> None:
+        """What was sent ahead has its turn: it is no longer ahead."""
+        self._ahead_bytes = 0
+        self._release_ahead()
+
+    def _release_ahead(self) -> None:
+        held, self._held_ahead = self._held_ahead, 0
+        self.site.connections.bodies.give_back(held)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """What twisted.web calls for a body that is not chunked as it should be."""
@@ -217,10 +256,13 @@ class GatewayChannel(TimedChannel):
         return written
 
     def requestDone(self, request: Request) -> None:
-        self._ahead_bytes = 0
+        self.release()
+        self.read_ahead()
         if self.on_last_answer:
             self.persistent = False
         super().requestDone(request)
+        if self._ahead_refused and self.persistent:
+            self.refuse(no_room())
         self.watch_client()  # twisted.web began its time while the body's reader was still in place
 
     def refuse(self, error: ApiError) -> None:
@@ -234,11 +276,18 @@ class GatewayChannel(TimedChannel):
 
     def refuse_too_large(self, request: GatewayRequest) -> None:
         """Refuse a body for its size, unless its sender is nobody who may send one at all."""
+        self._refuse_body(request, too_large(self.limits.max_request_bytes))
+
+    def refuse_for_room(self, request: GatewayRequest) -> None:
+        """The same for the size of all that is held."""
+        self._refuse_body(request, no_room())
+
+    def _refuse_body(self, request: GatewayRequest, error: ApiError) -> None:
         try:
             self.site.admit(request)
-            raise too_large(self.limits.max_request_bytes)
-        except ApiError as error:
-            self.refuse(error)
+            raise error
+        except ApiError as why:
+            self.refuse(why)
 
     def incoming(self) -> GatewayRequest:
         """The request that is being received, as far as it is known."""
@@ -257,6 +306,7 @@ class GatewayChannel(TimedChannel):
         (RFC 9112 section 9.6).
         """
         self._lingering = True
+        self.release()
         self.watch_client()
         self._buffer = b""
         if self._abortingCall is None:

@@ -155,14 +155,19 @@ class ChutesRoute:
             self.relay.abandoned(request.request_id, len(body))
             raise
         asked = AskedFor(caller, self._request_hash(request, body), exchange)
+        call = ChatCall(
+            b"POST", b"/v1/chat/completions", self.upstream_fields, clear, request.request_id, client_of(request)
+        )
+        sealed_model = None if sealed is None else sealed.model
+        del body, clear, sealed  # the call alone holds the body, which is dropped before the answer ends
         try:
-            await self._relay(request, asked, None if sealed is None else sealed.model, clear)
+            await self._relay(request, asked, sealed_model, call)
         except ApiError as error:
             if exchange is not None and exchange.nonce is not None and _NEW_NONCE not in error.message:
                 error.message += f" To try again, {_NEW_NONCE}."  # the claim is never given back
             raise
 
-    async def _relay(self, request: GatewayRequest, asked: AskedFor, sealed_model: str | None, clear: bytes) -> None:
+    async def _relay(self, request: GatewayRequest, asked: AskedFor, sealed_model: str | None, call: ChatCall) -> None:
         exchange = asked.exchange
         answers: list[AnswerFilter] = []
 
@@ -186,9 +191,6 @@ class ChutesRoute:
                     self.kept(asked, opened.model, answers[-1], record)
                 done.callback(None)
 
-        call = ChatCall(
-            b"POST", b"/v1/chat/completions", self.upstream_fields, clear, request.request_id, client_of(request)
-        )
         opened = self.relay.open(call, RequestDownstream(request), ended, open_upstream)
         done: Deferred[Any] = Deferred(lambda _: opened.client_gone())
         opened.start()

@@ -6,6 +6,8 @@ from typing import Protocol
 import attrs
 from twisted.internet.defer import Deferred, succeed
 
+from chutes_autopilot.web.body_room import BodyRoom
+
 
 class ClientConnection(Protocol):
     """What the channels of a listening site have in common."""
@@ -25,11 +27,13 @@ def _nobody_listens(_full: bool) -> None:
 class ClientConnections:
     """Every channel says here when it is `opened` and `closed`; one object for all listening sockets.
 
+    :param bodies: for the bodies of the requests on all of them.
     :ivar draining: the service is stopping: every answer is now the last one of its connection, and says so.
     :ivar full_changed: called with whether no further connection may be taken, each time that changes.
     """
 
     _limit: int
+    bodies: BodyRoom = attrs.field(factory=BodyRoom)
     draining: bool = attrs.field(default=False, init=False)
     full_changed: Callable[[bool], None] = attrs.field(default=_nobody_listens, init=False)
     _open: set[ClientConnection] = attrs.field(factory=set, init=False)

@@ -21,6 +21,8 @@ class RequestDownstream:
     def start(self, head: ResponseHead, own: bytes, producer: IPushProducer) -> None:
         self._begin(head, own)
         self._request.registerProducer(producer, True)
+        if self._request.channel is not None:
+            self._request.channel.release()  # the exchange has dropped it
 
     def answer(self, head: ResponseHead, own: bytes, data: bytes) -> None:
         self._begin(head, own)

@@ -13,6 +13,7 @@ from twisted.web.server import Request
 
 from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.observe import events
+from chutes_autopilot.web.body_room import UNCOUNTED_BYTES
 from chutes_autopilot.web.explorer.errors import (
     JSON,
     NOT_STORED,
@@ -69,6 +70,8 @@ class GatewayRequest(Request):
         limit = self.channel.limits.max_request_bytes
         if self.received_bytes > limit:
             self.channel.refuse_too_large(self)
+        elif self.received_bytes > UNCOUNTED_BYTES and not self.channel.hold(self.received_bytes):
+            self.channel.refuse_for_room(self)
         else:
             self.content.write(data)
 

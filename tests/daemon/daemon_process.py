@@ -56,7 +56,9 @@ class Daemon:
 
     def wait(self) -> tuple[int, str, str]:
         """Wait for the end: exit code, standard output, standard error."""
-        out, err = self.process.communicate()
+        # not communicate(): what was read ahead of the line that wait_for returned would be lost
+        out, err = self.process.stdout.read(), self.process.stderr.read()
+        self.process.wait()
         self._guard.cancel()
         return self.process.returncode, "".join(self.output) + out, err
 

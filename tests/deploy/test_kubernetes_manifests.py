@@ -180,10 +180,12 @@ def test_a_feed_that_stands_still_does_not_empty_the_service() -> None:
 
 
 def test_the_memory_limit_holds_what_is_let_in() -> None:
-    """As many bodies as may be in flight, counted twice, fit beside an idle process."""
+    """The bodies that may be held, counted twice, fit beside an idle process, and are those of all in flight."""
     largest = next(int(setting.default) for setting in SETTINGS if setting.name == "MAX_REQUEST_BYTES")
-    inflight = int(find("ConfigMap")["data"]["MAX_INFLIGHT_REQUESTS"])
-    assert mebibytes(service_container()["resources"]["limits"]["memory"]) >= 100 + 2 * inflight * largest / 2**20
+    data = find("ConfigMap")["data"]
+    held = int(data["MAX_BUFFERED_REQUEST_BYTES"])
+    assert mebibytes(service_container()["resources"]["limits"]["memory"]) >= 100 + 2 * held / 2**20
+    assert held >= int(data["MAX_INFLIGHT_REQUESTS"]) * largest
 
 
 def test_the_autoscaler_reads_what_the_adapter_gives() -> None:

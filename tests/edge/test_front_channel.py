@@ -94,6 +94,21 @@ def test_the_ordinary_request_is_taken_from_the_bytes() -> None:
         assert bool(world.channel.requests) is not taken
 
 
+@pytest.mark.parametrize("front", [True, False], ids=["front", "reference"])
+@pytest.mark.parametrize("cut", [10, len(ORDINARY) - 5])
+def test_bytes_keep_their_order_between_two_answers(front: bool, cut: int) -> None:
+    """What comes in the turn of the reactor in which an answer ends stands behind what was sent ahead of it."""
+    world = World(ANSWERS[0], front)
+    ahead = ORDINARY + ORDINARY
+    world.send([])
+    world.channel.dataReceived(ORDINARY + ahead[:cut])
+    asked = world.upstream.respond()
+    world.channel.dataReceived(ahead[cut:])
+    world.settle()
+    assert (asked + world.asked).count(b"POST /v1/chat/completions ") == 3
+    assert world.client.value().count(b"HTTP/1.1 200 OK") == 3
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from attrs import evolve
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -232,6 +233,7 @@ class ChuteAttempt:
             max_records=self._terms.max_records,
         )
         self._secret = None
+        self._call = evolve(self._call, body=b"")  # nothing is retried, and the stream may take long
         self._invocation.in_time()
         self.observer.head(answer_head(b"text/event-stream"))
 
