@@ -342,7 +342,8 @@ class Exchange:
         limit = read_rate_limit(head.index, b"", time()) if head.status == RATE_LIMITED else None
         own = self._commit(head, limit)
         patience = relay.rules.limits.patience
-        self._call.body = self._body.data = b""  # sent for good: a stream may take minutes, and hold it all the while
+        self._call.body = b""  # sent for good: a stream may take minutes, and hold it all the while
+        self._body.drop()
         self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed)
         attempt.observer = self._pipe
         self._downstream.start(head, own, self._pipe)

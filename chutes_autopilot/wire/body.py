@@ -60,6 +60,7 @@ class RoutingMembers(msgspec.Struct, gc=False):
     max_completion_tokens: msgspec.Raw = ABSENT
 
 
+NO_MEMBERS = RoutingMembers()
 _MEMBER_NAMES = RoutingMembers.__struct_fields__
 _ROUTING_DECODER = msgspec.json.Decoder(RoutingMembers)
 
@@ -88,6 +89,10 @@ class ChatBody:
     def with_model(self, model: str) -> tuple[bytes, bytes, bytes]:
         """The body, in pieces, with another ``model`` value and every other byte as received."""
         return self.data[: self.model_start], msgspec.json.encode(model), self.data[self.model_end :]
+
+    def drop(self) -> None:
+        """Hold its bytes no longer; the members are views of them."""
+        self.data, self.members = b"", NO_MEMBERS
 
 
 def read_chat_body(data: bytes) -> ChatBody:
