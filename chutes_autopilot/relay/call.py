@@ -62,6 +62,10 @@ class ChatCall:
     request_id: str
     client: Client
 
+    def drop(self) -> None:
+        """Hold what was sent upstream no longer."""
+        self.fields = self.body = b""
+
 
 def peer_of(address: object) -> str:
     """The host of a Twisted address, or a word that is no IP address where it has none."""

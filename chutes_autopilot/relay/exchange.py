@@ -342,8 +342,10 @@ class Exchange:
         limit = read_rate_limit(head.index, b"", time()) if head.status == RATE_LIMITED else None
         own = self._commit(head, limit)
         patience = relay.rules.limits.patience
-        self._call.body = b""  # sent for good: a stream may take minutes, and hold it all the while
+        self._call.drop()  # sent for good: a stream may take minutes, and hold it all the while
         self._body.drop()
+        if limit is None:
+            self._head = None
         self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed)
         attempt.observer = self._pipe
         self._downstream.start(head, own, self._pipe)

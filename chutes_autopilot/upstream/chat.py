@@ -29,6 +29,9 @@ class UpstreamRequest:
     body: tuple[bytes, ...]
 
 
+_SENT = UpstreamRequest(b"", b"", b"", ())
+
+
 @implementer(IUpstreamAttempt)
 class ChatAttempt:
     """Sends one request and reports to its observer: one head, body pieces, then an end or one failure.
@@ -145,7 +148,7 @@ class ChatAttempt:
 
     def head(self, head: ResponseHead) -> None:
         self._head_seen = True
-        self._request.body = ()  # it is not sent again, and the answer may take long
+        self._request = _SENT  # it is not sent again, and the answer may take long
         self._disarm()
         self.observer.head(head)
 

@@ -101,6 +101,7 @@ class Opening:
         opened = self._opened
         # this object lives as long as its connection: it must not keep the first request alive with it
         del self._opened, self._failed
+        self._connecting = self._deadline = None
         opened(connection)
 
     def _gone(self, connection: UpstreamConnection) -> None:

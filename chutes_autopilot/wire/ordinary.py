@@ -9,7 +9,7 @@ import re
 
 import attrs
 
-from chutes_autopilot.wire.headers import DROPPED_FROM_REQUESTS, OWN_PREFIX, header_lines
+from chutes_autopilot.wire.headers import DROPPED_FROM_REQUESTS, EXPLAIN, OWN_PREFIX, REQUEST_ID, header_lines
 
 MAX_HEAD_BYTES = 8192
 """A longer head is not ordinary; well below what the reference path accepts."""
@@ -26,6 +26,8 @@ _LENGTH = re.compile(rb"(?i:\ncontent-length):[ \t]*([0-9]{1,9})\r\n")
 MAX_LENGTH_DIGITS = 9
 _NOT_ORDINARY = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"proxy-connection"})
 
+READ_HEADERS = (b"authorization", b"x-forwarded-for", b"x-session-id", b"x-session-affinity", REQUEST_ID, EXPLAIN)
+
 
 @attrs.frozen
 class OrdinaryHead:
@@ -33,7 +35,7 @@ class OrdinaryHead:
 
     :param target: as received.
     :param upstream_fields: the header lines that go upstream, without those this gateway writes itself.
-    :param index: lower-case name to value of every header.
+    :param index: lower-case name to value of the headers that this gateway reads.
     :param before: the head up to the digits of its length.
     :param after: the head from there to its end.
     """
@@ -74,5 +76,6 @@ def read_ordinary_head(data: bytes) -> OrdinaryHead | None:
     if index.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
     passing = [field for field, name in zip(fields, index, strict=True) if name not in DROPPED_FROM_REQUESTS]
+    index = {name: index[name] for name in READ_HEADERS if name in index}
     before, after = data[: length.start(1)], data[length.end(1) : head.end()]
     return OrdinaryHead(head[1], header_lines(passing), index, before, after)
