@@ -93,6 +93,11 @@ class ListeningService(Service):
         self._starting = False
         self._failed = False
 
+    @property
+    def addresses(self) -> tuple[IAddress, ...]:
+        """Where it listens by now."""
+        return tuple(port.getHost() for port in self._ports)
+
     def privilegedStartService(self) -> None:
         """Bind everything while the process may still bind low ports; raises SystemExit(1) where one cannot be."""
         super().privilegedStartService()

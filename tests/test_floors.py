@@ -15,6 +15,7 @@ FLOORS = [  # lowest first; the longest matching prefix wins
     | {
         "demo",
         "doctor",
+        "selftest",
         "cli",
         "e2ee_client",
         "e2ee_keys",

@@ -43,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from chutes_autopilot.cli.replay import replay
 
             replay(rest)
+        case ["selftest", *rest]:
+            from twisted.internet import reactor
+
+            from chutes_autopilot.cli.selftest import selftest
+
+            selftest(rest, reactor)
         case ["run", *rest] | rest:
             _run(rest)
 

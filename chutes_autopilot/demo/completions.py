@@ -137,6 +137,16 @@ def unframed_error_tail() -> bytes:
     return b'{"error":"Unhandled exception during response stream: simulated"}'
 
 
+def malformed_event(answer: Completion) -> bytes:
+    """A framed event whose JSON breaks off inside."""
+    return answer.chunk(b"", 0, b"").partition(b',"usage"')[0] + b"\n\n"
+
+
+def without_done(piece: bytes) -> bytes:
+    """A piece of a stream whose server does not know of ``[DONE]``."""
+    return piece.removesuffix(DONE)
+
+
 def engine_error_event() -> bytes:
     """An engine's error framed as an event, which the platform passes on with status 200."""
     error = {

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chutes_autopilot.demo.faults import ANY_MODEL, PLACED, SLOW_GAP, Fault, FaultBoard, FaultKind
+from chutes_autopilot.demo.faults import ANY_MODEL, PACED, PLACED, SLOW_GAP, Fault, FaultBoard, FaultKind
 from chutes_autopilot.demo.seen import SeenRequest
 
 _KEYS = ("fault", "model", "requests", "ms", "after")
@@ -18,8 +18,8 @@ def add_fault(board: FaultBoard, body: bytes) -> dict[str, Any]:
     """Put up the fault that a request body describes and answer with it.
 
     Keys: ``fault`` (a FaultKind), ``model`` (a name or ``*``, the default), ``requests`` (a whole number, or null, the
-    default, for until cleared); for the slow fault ``ms`` (milliseconds between two events), and for those that strike
-    at one event of a sealed stream ``after`` (how many come whole before it).
+    default, for until cleared); for the slow faults ``ms`` (milliseconds between two events, or until the first), and
+    for those that strike at one event of a sealed stream ``after`` (how many come whole before it).
 
     :raises ControlRefused: for anything else.
     """
@@ -38,8 +38,8 @@ def add_fault(board: FaultBoard, body: bytes) -> dict[str, Any]:
         raise ControlRefused("model is not a string; " + _usage())
     if requests is not None and type(requests) is not int:
         raise ControlRefused("requests is neither a whole number nor null; " + _usage())
-    if ms is not None and (kind != FaultKind.SLOW or type(ms) is not int):
-        raise ControlRefused("ms is a whole number and belongs to the fault slow only; " + _usage())
+    if ms is not None and (kind not in PACED or type(ms) is not int):
+        raise ControlRefused("ms is a whole number and belongs to the slow faults only; " + _usage())
     if after is not None and (kind not in PLACED or type(after) is not int):
         raise ControlRefused("after is a whole number and belongs to some faults of sealed streams only; " + _usage())
     try:
@@ -73,7 +73,7 @@ def requests_answer(requests: Iterable[SeenRequest], counts: Mapping[str, int]) 
 
 def _fault(fault: Fault) -> dict[str, Any]:
     shown: dict[str, Any] = {"fault": fault.kind, "model": fault.model, "requests": fault.requests}
-    if fault.kind is FaultKind.SLOW:
+    if fault.kind in PACED:
         shown["ms"] = round(fault.gap * 1000)
     if fault.kind in PLACED:
         shown["after"] = fault.after
@@ -83,6 +83,9 @@ def _fault(fault: Fault) -> dict[str, Any]:
 def _usage() -> str:
     return (
         'expected {"fault": one of ' + ", ".join(FaultKind) + ', "model": "*" or a name of GET /v1/models, '
-        '"requests": a whole number from 1 or null, "ms": for slow only, '
-        '"after": for ' + ", ".join(kind for kind in FaultKind if kind in PLACED) + "}"
+        '"requests": a whole number from 1 or null, "ms": for '
+        + ", ".join(kind for kind in FaultKind if kind in PACED)
+        + ', "after": for '
+        + ", ".join(kind for kind in FaultKind if kind in PLACED)
+        + "}"
     )

@@ -109,6 +109,14 @@ class FaultKind(StrEnum):
     EVIDENCE_ENCLAVE = "evidence_enclave"
     EVIDENCE_ROOT = "evidence_root"
     EVIDENCE_EXPIRED = "evidence_expired"
+    # chat requests in clear alone
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_FILTER = "content_filter"
+    SLOW_START = "slow_start"
+    MALFORMED_EVENT = "malformed_event"
+    NO_DONE = "no_done"
+    FROZEN = "frozen"
+    PINGS = "pings"
 
 
 def _from_to(first: FaultKind, last: FaultKind) -> frozenset[FaultKind]:
@@ -118,7 +126,8 @@ def _from_to(first: FaultKind, last: FaultKind) -> frozenset[FaultKind]:
 
 _BOTH_FORMS = _from_to(FaultKind.NO_INSTANCES, FaultKind.TINY_WRITES) - {FaultKind.STREAM_ONLY}
 BEFALLS = {
-    Occasion.CHAT: _from_to(FaultKind.NO_INSTANCES, FaultKind.ERROR_EVENT_FIRST),
+    Occasion.CHAT: _from_to(FaultKind.NO_INSTANCES, FaultKind.ERROR_EVENT_FIRST)
+    | _from_to(FaultKind.CONTEXT_LENGTH, FaultKind.PINGS),
     Occasion.STREAM: _BOTH_FORMS | _from_to(FaultKind.STALL, FaultKind.GARBAGE_LINE),
     Occasion.WHOLE: _BOTH_FORMS | _from_to(FaultKind.GZIP_BOMB, FaultKind.JSON_ENVELOPE) | {FaultKind.STREAM_ONLY},
     Occasion.DISCOVERY: _from_to(FaultKind.DISCOVERY_LIMITED, FaultKind.KEY_CHANGE),
@@ -130,6 +139,8 @@ PLACED = (BEFALLS[Occasion.STREAM] - BEFALLS[Occasion.CHAT] - BEFALLS[Occasion.W
     FaultKind.RECORD_BEFORE_INIT,
 } | {FaultKind.BAD_TAG, FaultKind.INNER_GARBAGE}
 """The faults that strike at one event of a sealed stream, which may be asked for."""
+PACED = frozenset({FaultKind.SLOW, FaultKind.SLOW_START, FaultKind.PINGS})
+"""The faults that have a pace, which may be asked for."""
 
 
 @frozen
@@ -138,7 +149,8 @@ class Fault:
 
     :param model: a chute name, or ``*`` for any.
     :param requests: how many requests it still takes; None until cleared.
-    :param gap: seconds between two events; only the slow fault heeds it.
+    :param gap: seconds; only the faults in PACED heed it: between two events, between two comments, and for the slow
+        start until the first token.
     :param after: events of a sealed stream that come whole before it strikes; only the faults in PLACED heed it.
     """
 
@@ -201,9 +213,9 @@ class FaultBoard:
         self._waiting.append(fault)
         return fault
 
-    def clear(self) -> None:
-        """Take all faults back; requests already at fault stay so."""
-        self._waiting.clear()
+    def clear(self, model: str | None = None) -> None:
+        """Take all faults back, or those of one model; requests already at fault stay so."""
+        self._waiting = [fault for fault in self._waiting if model is not None and fault.model != model]
 
     def waiting(self) -> tuple[Fault, ...]:
         """The faults still due, in the order in which they were added."""

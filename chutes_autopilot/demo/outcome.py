@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 
 from attrs import frozen
 
@@ -10,15 +10,17 @@ from chutes_autopilot.demo.chat import ChatCall
 from chutes_autopilot.demo.completions import (
     Completion,
     engine_error_event,
+    malformed_event,
     stream_pieces,
     unframed_error_tail,
     whole_answer,
+    without_done,
 )
 from chutes_autopilot.demo.delivery import BATCH, Ending
 from chutes_autopilot.demo.faults import FaultKind
 
 CUT_AFTER = 3
-"""Pieces of a stream that arrive before it is cut or ends in an error tail."""
+"""Pieces of a stream that arrive before it is cut, falls silent or goes wrong in another way."""
 GARBAGE = b"\x00\x01 simulated garbage, not HTTP \xff\r\n\r\n"
 NOT_TEE = (
     "This chute does not have TEE enabled. "
@@ -33,6 +35,14 @@ _EDGE_429 = b"""\
 </body>
 </html>
 """
+
+
+_TOO_LONG = (
+    "Invalid request: This model's maximum context length is 8192 tokens. However, you requested 9000 tokens. "
+    "Please reduce the length of the messages."
+)
+_FILTERED = "Invalid request: content_filter: the prompt was flagged by the content policy"
+PING = b": ping\n\n"
 
 
 @frozen
@@ -70,6 +80,10 @@ def refusal_for(kind: FaultKind | None, call: ChatCall) -> Refusal | None:
             return refusal(500, "No infrastructure available to serve request")
         case FaultKind.BAD_AUTHORIZATION:
             return refusal(401, "Invalid token.")
+        case FaultKind.CONTEXT_LENGTH:
+            return refusal(400, _TOO_LONG)
+        case FaultKind.CONTENT_FILTER:
+            return refusal(400, _FILTERED)
         # these two are faults of streams; without one the platform still has its status line to say it with
         case FaultKind.ERROR_TAIL if not call.stream:
             return refusal(500, "Unhandled exception: simulated")
@@ -95,6 +109,14 @@ def stream_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
             return Outcome(headers, chain(start, (unframed_error_tail(),)), Ending.FINISH)
         case FaultKind.ERROR_EVENT_FIRST:
             return Outcome(headers, iter((engine_error_event(),)), Ending.FINISH)
+        case FaultKind.FROZEN:
+            return Outcome(headers, start, Ending.HOLD)
+        case FaultKind.PINGS:
+            return Outcome(headers, chain(start, repeat(PING)), Ending.HOLD)
+        case FaultKind.MALFORMED_EVENT:
+            return Outcome(headers, chain(start, (malformed_event(answer),), pieces), Ending.FINISH)
+        case FaultKind.NO_DONE:
+            return Outcome(headers, map(without_done, pieces), Ending.FINISH)
         case _:
             return Outcome(headers, *_body(kind, pieces))
 
@@ -121,7 +143,7 @@ def refusal(status: int, detail: object) -> Refusal:
 
 def _body(kind: FaultKind | None, pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Ending]:
     match kind:
-        case FaultKind.SILENT_HEAD | FaultKind.SILENT_BODY:
+        case FaultKind.SILENT_HEAD | FaultKind.SILENT_BODY | FaultKind.FROZEN:
             return iter(()), Ending.HOLD
         case FaultKind.EMPTY:
             return iter(()), Ending.FINISH

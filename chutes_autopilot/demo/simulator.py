@@ -13,6 +13,7 @@
 ========================================  ==========================================================================
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -58,8 +59,10 @@ class SimulatedChutes:
     chutes: ChutePeer = field(init=False)
     """The sealed side."""
     requests: SeenRequests[SeenRequest] = field(factory=SeenRequests, init=False)
-    open_streams: int = field(default=0, init=False)
-    """Chat answers in flight, silent ones included."""
+    asked: Counter[str] = field(factory=Counter, init=False)
+    """Chat requests in clear by model, those at fault included."""
+    answering: Counter[str] = field(factory=Counter, init=False)
+    """Chat answers in flight by model, silent ones included."""
     arrived: Tally = field(factory=Tally, init=False)
     disconnected: Tally = field(factory=Tally, init=False)
     _by_name: dict[str, SimulatedModel] = field(init=False)
@@ -94,6 +97,11 @@ class SimulatedChutes:
             }
         )
         self._site = SimulatorSite(self.resource, self.clock)
+
+    @property
+    def open_streams(self) -> int:
+        """Chat answers in flight, silent ones included."""
+        return self.answering.total()
 
     def site(self) -> SimulatorSite:
         """The one factory of the simulator's connections."""
@@ -167,6 +175,7 @@ class SimulatedChutes:
             if tee_only and not call.model.confidential:
                 request.refuse(426, NOT_TEE)
             else:
+                self.asked[call.model.name] += 1
                 fault = self.faults.take(call.model.name)
                 self._answer(request, call, fault, len(body) // 4 + 1, partial(plain_outcome, call))
         # last, so that whoever waits for it finds the request in its place
@@ -209,23 +218,23 @@ class SimulatedChutes:
     def _deliver(self, request: SimulatorRequest, call: ChatCall, fault: Fault | None, outcome: Outcome) -> None:
         kind = fault.kind if fault else None
         gap = self.token_gap
-        if fault and kind is FaultKind.SLOW:
+        if fault and kind in (FaultKind.SLOW, FaultKind.PINGS):
             gap = fault.gap
         elif kind is FaultKind.TINY_WRITES:
             gap = 0.0
-        head_delay: float | None = self.first_token
+        first_token = fault.gap if fault and kind is FaultKind.SLOW_START else self.first_token
+        head_delay: float | None = first_token
         if kind is FaultKind.SILENT_HEAD:
             head_delay = None
         elif not call.stream:
             # the platform sends nothing, not even the head, before the last token is there
-            head_delay = self.first_token + gap * (call.tokens - 1)
-        self.open_streams += 1
-        Delivery(
-            request, self.clock, outcome.pieces, head_delay, gap, outcome.ending, self._ended, outcome.batch
-        ).start()
+            head_delay = first_token + gap * (call.tokens - 1)
+        self.answering[call.model.name] += 1
+        ended = partial(self._ended, call.model.name)
+        Delivery(request, self.clock, outcome.pieces, head_delay, gap, outcome.ending, ended, outcome.batch).start()
 
-    def _ended(self, client_left: bool) -> None:
-        self.open_streams -= 1
+    def _ended(self, model: str, client_left: bool) -> None:
+        self.answering[model] -= 1
         if client_left:
             self.disconnected.add()
 

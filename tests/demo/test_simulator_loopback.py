@@ -191,6 +191,10 @@ async def test_errors_carry_no_chutes_headers(platform: Platform) -> None:
         ("empty", 200, EVENTS, rb""),
         ("error_event_first", 200, EVENTS, rb'data: \{"error":\{.*\}\}\n\ndata: \[DONE\]\n\n'),
         ("error_tail", 200, EVENTS, rb'(data: \{.*\}\n\n){4}\{"error":"Unhandled [^\n]*"\}'),
+        ("context_length", 400, "application/json", rb'\{"detail": "Invalid request: .* maximum context length .*"\}'),
+        ("content_filter", 400, "application/json", rb'\{"detail": "Invalid request: content_filter: .*"\}'),
+        ("malformed_event", 200, EVENTS, rb'(data: \{.*\}\n\n){4}data: \{[^}]*\[\]\n\n(data: .*\n\n)+'),
+        ("no_done", 200, EVENTS, rb'(data: \{[^\n]*\}\n\n)+'),
     ],
 )  # fmt: skip
 async def test_a_fault_with_a_clean_end(

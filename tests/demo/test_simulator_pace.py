@@ -114,6 +114,33 @@ def test_a_slow_fault_sets_its_own_gap() -> None:
     assert line.taken().count(b"data: ") == 1
 
 
+def test_a_slow_start_has_its_own_time() -> None:
+    """Head and first token come when the fault says so, the others at the usual pace."""
+    clock, line = paced()
+    line.simulator.faults.add("slow_start", MODEL, 1, gap=7.0)
+    line.ask(stream=True, n_tokens=3)
+    clock.advance(6.9)
+    assert line.taken() == b""
+    clock.advance(0.2)
+    assert line.taken().count(b"data: ") == 2
+    clock.advance(0.1)
+    assert line.taken().count(b"data: ") == 1
+
+
+def test_pings_follow_the_last_event_until_the_client_leaves() -> None:
+    """After a few events there is a comment in each gap, and no timer is left when nobody listens."""
+    clock, line = paced()
+    line.simulator.faults.add("pings", MODEL, 1, gap=1.0)
+    line.ask(stream=True, n_tokens=30)
+    clock.advance(0.5)
+    for _ in range(5):
+        clock.advance(1.0)
+    assert line.taken().count(b": ping\n\n") == 3
+    assert line.simulator.answering == {MODEL: 1}
+    line.leave()
+    assert answer_calls(clock) == line.simulator.open_streams == 0
+
+
 def test_a_client_that_leaves_stops_the_pace() -> None:
     """Before the head or in mid-stream: no delayed call is left, the stream counts as ended, the leaving is told."""
     for moment in (0.2, 0.75):

@@ -104,6 +104,15 @@ def test_faults_come_in_their_order_the_models_own_first_and_standing_ones_last(
     assert kinds(faults, FIRST.name, 1) == [None]
 
 
+def test_the_faults_of_one_model_can_be_taken_back() -> None:
+    """Those of others, and of any model, wait on."""
+    faults = board()
+    for model in (FIRST.name, SECOND.name, "*"):
+        faults.add("503", model)
+    faults.clear(FIRST.name)
+    assert [fault.model for fault in faults.waiting()] == [SECOND.name, "*"]
+
+
 def test_the_fault_board_is_bounded() -> None:
     """A full board refuses another fault rather than to grow."""
     faults = board()
