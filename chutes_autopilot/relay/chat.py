@@ -22,7 +22,7 @@ from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.health import FleetHealth
-from chutes_autopilot.policy.model_field import check_model_value, read_model_field
+from chutes_autopilot.policy.model_field import Direct, PreferenceList, check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
 from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
 from chutes_autopilot.policy.reasons import Reasons, reasons
@@ -284,6 +284,8 @@ class ChatRelay:
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
         meant = rules.own_aliases.expand(model, known)
         asked = read_model_field(meant, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
+        if isinstance(asked, Direct) and meant != model:
+            asked = PreferenceList((asked,))  # an alias for one model: its name has to be written into the body
         record.mode = mode_of(asked)
         limit = rules.limits.max_attempts
         chooser = Chooser(snapshot, self.health, limit, rules.require_tee)

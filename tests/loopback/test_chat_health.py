@@ -69,3 +69,13 @@ async def test_aliases_are_listed_and_lead_to_the_models_they_mean(
     assert names[:2] == [ALIAS, f"{ALIAS}:tee"]
     assert names[-5:] == ["house", "private", "a/A", "b/B", "c/C"]
     assert (await gateway.get(f"/v1/models/{ALIAS}:nonsense")).status == 404
+
+
+async def test_an_alias_of_one_model_is_written_into_the_body(
+    scripted: ScriptedUpstream, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """The upstream never sees a name that only the operator's file knows."""
+    (tmp_path / "aliases.json").write_text('{"house/one": ["a/A"]}')
+    gateway = await start_gateway(ALIASES_FILE=str(tmp_path / "aliases.json"))
+    response = await gateway.chat({"model": "house/one"})
+    assert (scripted.requests[0].model, response.header("x-chutes-autopilot-selected")) == ("a/A", "a/A")
