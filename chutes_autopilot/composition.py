@@ -32,6 +32,7 @@ from chutes_autopilot.policy.failover import Timeouts
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
+from chutes_autopilot.relay.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from chutes_autopilot.relay.exchange import Limits
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
@@ -50,8 +51,8 @@ from chutes_autopilot.web.decisions import DecisionRoutes
 from chutes_autopilot.web.explorer.places import starting, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
-from chutes_autopilot.web.root import CHUTES_DISABLED, admit_to, build_admin_root, build_root
-from chutes_autopilot.web.site import ClientLimits, GatewaySite
+from chutes_autopilot.web.root import CHUTES_DISABLED, admit_to, build_admin_root, build_root, no_embeddings
+from chutes_autopilot.web.site import ClientLimits, GatewayRequest, GatewaySite
 
 if TYPE_CHECKING:
     from chutes_autopilot.e2ee_keys import KeyHolder
@@ -117,7 +118,9 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     sticky = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
     deadlines = Deadlines(reactor)
     relay = _chat_relay(settings, reactor, snapshots, metrics, pool, backend, sticky, deadlines)
-    chat = ChatRoute(relay)
+    others = _other_relays(settings, reactor, relay, pool)
+    routes = {each.endpoint.path: ChatRoute(each) for each in (relay, *others)}
+    chat = routes[CHAT.path]
     models = ModelsRoute(snapshots, lambda: relay.rules.own_aliases)
     operations = OperationsRoute(_readiness(in_force, reactor, snapshots, connections), metrics)
     http_client = _http_client(settings, reactor, trust_root, service)
@@ -141,7 +144,12 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
         chutes_relay.decisions = relay.decisions
+    relays = (relay, chutes_relay, *others)
     admin = settings.admin_endpoint is not None
+
+    def refused(request: GatewayRequest, error: ApiError) -> None:
+        if request.path in routes:
+            routes[request.path].body_refused(request, error)
 
     def public_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
         seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
@@ -153,6 +161,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             seen,
             metrics_here=not admin,
             decisions=DecisionRoutes(relay, None if admin else settings.admin_token),
+            relayed={EMBEDDINGS.path.decode(): no_embeddings}
+            | {path.decode(): route.answer for path, route in routes.items() if route is not chat},
         )
 
     def admin_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
@@ -172,7 +182,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             trust_root,
             demo=demo,
         )
-        relay.also_finished = chutes_relay.also_finished = explorer.finished
+        for each in relays:
+            each.also_finished = explorer.finished
         answers.tell(explorer.listener)
         site.resource = public_root(explorer.parts)
         if admin_site is not None:
@@ -180,15 +191,13 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
 
     answers = KeptAnswers()
     closed = starting if settings.explorer_enabled else switched_off
-    site = FrontSite(
-        relay, public_root(closed), reactor, _client_limits(settings), chat.body_refused, connections, deadlines
-    )
+    site = FrontSite(relay, public_root(closed), reactor, _client_limits(settings), refused, connections, deadlines)
     site.admit = partial(admit_to, chutes)
 
     admin_site: GatewaySite | None = None
     if admin:
         limits = _client_limits(settings)
-        admin_site = GatewaySite(admin_root(closed), reactor, limits, chat.body_refused, connections, deadlines)
+        admin_site = GatewaySite(admin_root(closed), reactor, limits, refused, connections, deadlines)
 
     def apply(new: Settings) -> None:
         in_force.settings = new
@@ -196,8 +205,9 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
         bodies.limit = _body_room(new)
         service.grace = new.shutdown_grace
         site.limits = _client_limits(new)
-        relay.rules = chutes_relay.rules = _routing_rules(new, relay.rules.client_key_secret)
-        for each in (relay, chutes_relay):
+        rules = _routing_rules(new, relay.rules.client_key_secret)
+        for each in relays:
+            each.rules = rules
             each.health.apply(_cooldown_rules(new))
         sticky.ttl, sticky.max_entries = new.sticky_ttl, new.sticky_max_entries
         pool.connect_timeout = new.upstream_connect_timeout
@@ -233,6 +243,7 @@ def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChu
         backend_base_url=url,
         models_url=url + "/v1/models",
         utilization_url=url + "/chutes/utilization",
+        embeddings_base_url=url,
         chutes_enabled=True,
         chutes_base_url=url,
         chutes_api_base_url=url,
@@ -374,6 +385,36 @@ def _chat_relay(
         FleetHealth(_cooldown_rules(settings)),
         settings.utilization_refresh,
     )
+
+
+def _other_relays(settings: Settings, reactor: Any, relay: ChatRelay, pool: ConnectionPool) -> list[ChatRelay]:
+    """What relays the endpoints beside chat, by the same rules and counted together with it.
+
+    Completions are routed like chat. What the answers of the others say of a model is not held against it in chat,
+    where it may work well: they have a health of their own. Of what EMBEDDINGS_BASE_URL serves there is no catalog and
+    no ranking, and no prompt cache to come back to.
+    """
+
+    def health() -> FleetHealth:
+        return FleetHealth(_cooldown_rules(settings))
+
+    relays = [attrs.evolve(relay, endpoint=COMPLETIONS)]
+    relays += [attrs.evolve(relay, endpoint=each, health=health()) for each in (RESPONSES, MESSAGES)]
+    if settings.embeddings_base_url is not None:
+        backend, deadlines = backend_from_url(settings.embeddings_base_url), relay.deadlines
+        relays.append(
+            attrs.evolve(
+                relay,
+                endpoint=EMBEDDINGS,
+                snapshots=SnapshotHolder(),
+                sticky=MemoryStickyStore(0, 0, reactor.seconds),
+                open_upstream=lambda _, request, timeout, observer: ChatAttempt(
+                    pool, backend, deadlines, request, timeout, observer
+                ),
+                health=health(),
+            )
+        )
+    return relays
 
 
 def _http_client(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> HTTPClient:

@@ -13,6 +13,7 @@ NEEDS_RESTART = frozenset(
     {
         "listen_addr",
         "backend_base_url",
+        "embeddings_base_url",
         "models_url",
         "models_refresh",
         "utilization_url",

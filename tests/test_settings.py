@@ -53,6 +53,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert attrs.asdict(read({})) == {
         "listen_addr": "0.0.0.0:8080",
         "backend_base_url": "https://llm.chutes.ai",
+        "embeddings_base_url": None,
         "models_url": "https://llm.chutes.ai/v1/models",
         "models_refresh": 300.0,
         "utilization_url": "https://api.chutes.ai/chutes/utilization",

@@ -71,6 +71,7 @@ class Diagnosis:
         self._settings = attrs.evolve(
             self._settings,
             backend_base_url=url,
+            embeddings_base_url=url,
             models_url=f"{url}/v1/models",
             utilization_url=f"{url}/chutes/utilization",
             chutes_base_url=url,
@@ -105,6 +106,7 @@ class Diagnosis:
         """Host, port and whether it is TLS, of every upstream that the settings use."""
         settings = self._settings
         urls = [settings.backend_base_url, settings.models_url, settings.utilization_url, settings.chutes_api_base_url]
+        urls.append(settings.embeddings_base_url or "")
         if settings.chutes_enabled:
             urls += [settings.chutes_base_url, settings.chutes_pccs_url or ""]
         servers: dict[tuple[str, int, bool], None] = {}

@@ -62,7 +62,7 @@ class Metrics(Collector):
     def __init__(self, model_label: Callable[[str], str]) -> None:
         self._model_label = model_label
         self.active = 0
-        """Chat requests whose answer has not ended."""
+        """Requests whose answer has not ended."""
         self._requests: Counter[int] = Counter()
         self._selections: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
@@ -74,6 +74,9 @@ class Metrics(Collector):
         self._refresh_durations: dict[str, _Histogram] = {}
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._counters: list[tuple[str, str, str, Counter[str]]] = []
+        self._endpoints = self.counter(
+            "endpoint_requests", "Requests to the endpoints beside chat, by endpoint.", "endpoint"
+        )
         self.rate_limits = self.counter("rate_limited", "The platform's 429s by policy.rate_limits' kinds.", "kind")
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -91,6 +94,8 @@ class Metrics(Collector):
     def finished(self, record: RequestRecord) -> None:
         """Count one request whose answer has ended."""
         self._requests[record.status] += 1
+        if record.endpoint != "chat":
+            self._endpoints[record.endpoint] += 1
         for attempt in record.attempts:
             if attempt.failure is not None:
                 self._failures[attempt.failure] += 1
@@ -119,11 +124,11 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape, for prometheus_client."""
         yield GaugeMetricFamily(
-            "chutes_autopilot_requests_active", "Chat requests whose answer has not ended.", self.active
+            "chutes_autopilot_requests_active", "Requests to be relayed whose answer has not ended.", self.active
         )
         yield _counter(
             "requests",
-            "Chat requests by the status the client got; 499: it left before the end.",
+            "Requests to be relayed by the status the client got; 499: it left before the end.",
             ["status"],
             {(f"{status:03d}",): count for status, count in self._requests.items()},
         )

@@ -1,4 +1,4 @@
-"""What happened to one chat request, from its arrival to the end of its answer: the source of log and metrics."""
+"""What happened to one request, from its arrival to the end of its answer: the source of log and metrics."""
 
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ class AttemptRecord:
 
 @attrs.define(eq=False)
 class RequestRecord:
-    """One chat request. Times are the clock's seconds; None is what did not happen.
+    """One request of an endpoint (relay.endpoint). Times are the clock's seconds; None is what did not happen.
 
     It holds names, numbers and times only: never a body, token, key or address, nor a hash of one.
     """
@@ -46,11 +46,13 @@ class RequestRecord:
     first_byte: float | None = None
     ended: float | None = None
     bytes_out: int = 0
+    endpoint: str = "chat"
 
     def fields(self) -> dict[str, Any]:
         """What the log says of the request, by name; durations in milliseconds."""
         return {
             "request_id": self.request_id,
+            "endpoint": self.endpoint,
             "status": self.status,
             "outcome": self.outcome,
             "mode": self.mode,
@@ -70,9 +72,10 @@ class RequestRecord:
         """The same in one line."""
         received, first_byte, ended, begun = self.received, self.first_byte, self.ended, self.first_attempt
         return (
-            f"request id={self.request_id} status={self.status} outcome={self.outcome} mode={self.mode} "
-            f"stream={'yes' if self.stream else 'no'} error={self.error or '-'} selected={self.selected or '-'} "
-            f"candidates={','.join(self.candidates) or '-'} attempts={','.join(self._attempts()) or '-'} "
+            f"request id={self.request_id} endpoint={self.endpoint} status={self.status} outcome={self.outcome} "
+            f"mode={self.mode} stream={'yes' if self.stream else 'no'} error={self.error or '-'} "
+            f"selected={self.selected or '-'} candidates={','.join(self.candidates) or '-'} "
+            f"attempts={','.join(self._attempts()) or '-'} "
             f"first_byte_ms={'-' if first_byte is None else f'{max(0.0, first_byte - received) * 1000:.3f}'} "
             f"total_ms={'-' if ended is None else f'{max(0.0, ended - received) * 1000:.3f}'} "
             f"overhead_ms={'-' if begun is None else f'{max(0.0, begun - received) * 1000:.3f}'} "

@@ -95,5 +95,5 @@ def _incapable(need: Need, skipped: Mapping[str, str]) -> ApiError:
     return ApiError(
         "no_capable_candidate",
         f"None of the models to choose from offers what this request needs: {asked}.",
-        param=_SPOKEN[missing[0]][1],
+        param=need.text_in if missing[0] == "context" else _SPOKEN[missing[0]][1],
     )

@@ -79,6 +79,7 @@ class Decision:
     ended: float | None = None
     error: str | None = None
     outcome: str | None = None
+    endpoint: str = "chat"
 
     def missing(self) -> tuple[str, ...]:
         """What a finished request's record still lacks; empty where it explains everything."""
@@ -109,6 +110,7 @@ class Decision:
         return {
             "request_id": self.request_id[:MAX_NAME],
             "received": round(self.received, 3),
+            "endpoint": self.endpoint,
             "stream": self.stream,
             "profile": self.profile,
             **(self.reasons.as_json() if self.reasons is not None else {}),

@@ -1,4 +1,4 @@
-"""What a chat request asks of a model beside text, read from the members that the body was found to have.
+"""What a request asks of a model beside text, read from the members that the body was found to have.
 
 Lists within the messages are walked only where there are any; nothing of what the request says is kept.
 """
@@ -26,12 +26,14 @@ class Need(msgspec.Struct, frozen=True, gc=False):
     :param text_bytes: the request's size without its images, sounds and clips.
     :param media: how many of these it has.
     :param max_tokens: the longest answer it allows, in tokens; 0: it names none.
+    :param text_in: the parameter that has the text.
     """
 
     requires: tuple[str, ...] = ()
     text_bytes: int = 0
     media: int = 0
     max_tokens: int = 0
+    text_in: str = "messages"
 
     def tokens(self, bytes_per_token: int) -> int:
         """The tokens of prompt and answer together, estimated."""
@@ -68,7 +70,7 @@ _FORMATS = {"json_object": "json_mode", "json_schema": "structured_outputs"}
 
 
 def read_need(members: RoutingMembers, size: int) -> Need:
-    """What a chat request needs.
+    """What a request for chat or completions needs.
 
     It never fails: what has another shape than the API's needs nothing, for its answer is the upstream's to give.
 
@@ -93,13 +95,15 @@ def read_need(members: RoutingMembers, size: int) -> Need:
         asked = _filled(members.tools) or _filled(members.functions)
         if asked and bytes(members.tool_choice) != b'"none"':
             requires.add("tools")
+    prompted = members.prompt is not ABSENT and members.messages is ABSENT
     if members.response_format is not ABSENT and (kind := _format(bytes(members.response_format))):
         requires.add(kind)
     return Need(
         tuple(name for name in (*INPUTS, *FEATURES) if name in requires) if requires else (),
-        size - media_bytes,
+        size - (_other_prompts(members.prompt) if prompted else media_bytes),
         media,
         _count(members.max_completion_tokens) or _count(members.max_tokens),
+        "prompt" if prompted else "messages",
     )
 
 
@@ -124,6 +128,15 @@ def _medium(part: _Part) -> tuple[str | None, int]:
         kind = part.type.removeprefix("input_").partition("_")[0]
         return (kind, size) if kind in INPUTS else (None, 0)
     return ("image" if images else "audio" if sounds else "video" if clips else None), size
+
+
+def _other_prompts(prompt: msgspec.Raw) -> int:
+    """The bytes of all prompts but the longest: each has a context of its own. A list of tokens is one prompt."""
+    view = memoryview(prompt)
+    items = (_decoded(_ITEMS, view) or ()) if view and view[0] == _LIST else ()
+    if not items or bytes(memoryview(items[0])[:1]) not in (b'"', b"["):
+        return 0
+    return view.nbytes - max(memoryview(item).nbytes for item in items)
 
 
 def _size(raw: msgspec.Raw) -> int:

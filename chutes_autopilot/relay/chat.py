@@ -30,14 +30,13 @@ from chutes_autopilot.policy.request_needs import Need, read_need
 from chutes_autopilot.policy.retry_shield import BanFuse, ban_refusal, no_retry_headers, wait_when_exhausted
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
 from chutes_autopilot.relay.call import ChatCall, Client
+from chutes_autopilot.relay.endpoint import CHAT, Endpoint
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
 from chutes_autopilot.relay.explain import Explained
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
 from chutes_autopilot.wire.headers import header_lines
 from chutes_autopilot.wire.http1 import ResponseHead
-
-CHAT_PATH = b"/v1/chat/completions"
 
 _NO_NEED = Need()
 
@@ -74,7 +73,7 @@ class RoutingRules:
 
 @attrs.define(eq=False)
 class ChatRelay:
-    """Relays chat requests; one object for the life of the service."""
+    """Relays the requests of one endpoint, chat where nothing else is said; one object for the life of the service."""
 
     rules: RoutingRules
     snapshots: Snapshots
@@ -93,6 +92,8 @@ class ChatRelay:
     """The last requests, to be explained."""
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
+    endpoint: Endpoint = CHAT
+    """Which requests these are."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
     _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
 
@@ -222,7 +223,7 @@ class ChatRelay:
 
     def _begin(self, request_id: str, bytes_in: int) -> RequestRecord:
         self.metrics.active += 1
-        return RequestRecord(request_id, self.clock.seconds(), bytes_in)
+        return RequestRecord(request_id, self.clock.seconds(), bytes_in, endpoint=self.endpoint.name)
 
     def _refused(self, record: RequestRecord, error: ApiError) -> None:
         record.status, record.error, record.outcome = error.status, error.code, "refused"
@@ -284,6 +285,7 @@ class ChatRelay:
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
         meant = rules.own_aliases.expand(model, known)
         asked = read_model_field(meant, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
+        self.endpoint.check(asked, renamed=meant != model)
         if isinstance(asked, Direct) and meant != model:
             asked = PreferenceList((asked,))  # an alias for one model: its name has to be written into the body
         record.mode = mode_of(asked)

@@ -42,6 +42,7 @@ from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
+from chutes_autopilot.relay.endpoint import Endpoint
 from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
@@ -109,6 +110,8 @@ class Surroundings(Protocol):
     def health(self) -> FleetHealth: ...
     @property
     def fuse(self) -> BanFuse: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
 
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
@@ -346,7 +349,8 @@ class Exchange:
         self._body.drop()
         if limit is None:
             self._head = None
-        self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed)
+        guard = relay.endpoint.new_guard
+        self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed, guard)
         attempt.observer = self._pipe
         self._downstream.start(head, own, self._pipe)
 

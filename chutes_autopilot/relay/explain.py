@@ -39,6 +39,7 @@ class Explained:
             self._since(record.ended),
             record.error,
             record.outcome,
+            record.endpoint,
         )
 
     def _attempts(self) -> tuple[AttemptView, ...]:

@@ -14,7 +14,8 @@ from chutes_autopilot.policy.rate_limits import READ_BYTES
 from chutes_autopilot.relay.watch import Patience, Watch
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
-from chutes_autopilot.wire.sse import StreamGuard, error_event, is_plain_event_stream
+from chutes_autopilot.wire.sse import StreamGuard, is_plain_event_stream
+from chutes_autopilot.wire.typed_events import TypedStreamGuard
 
 RATE_LIMITED = 429
 
@@ -53,6 +54,7 @@ class Pipe:
 
     :param head: the response's, to tell what kind of body it is.
     :param ended: called once, with how the answer ended and, for a stream that was cut, why.
+    :param new_guard: makes what judges whether a stream came to its end.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class Pipe:
         deadlines: Deadlines,
         patience: Patience,
         ended: Callable[[Outcome, str | None], None],
+        new_guard: Callable[[], StreamGuard | TypedStreamGuard] = StreamGuard,
     ) -> None:
         self._attempt = attempt
         self._downstream = downstream
         self._ended = ended
-        self._guard = StreamGuard() if is_plain_event_stream(head.status, head.index) else None
+        self._guard = new_guard() if is_plain_event_stream(head.status, head.index) else None
         self._length = None if self._guard is None else _declared_length(head.index)
         self._now = clock.seconds
         self._watch = Watch(
@@ -159,7 +162,7 @@ class Pipe:
     def _cut(self, fault: str) -> None:
         guard = self._guard
         if guard is not None and self._length is None and guard.verdict() not in ("done", "error"):
-            event = error_event(ApiError(TRUNCATED, _MESSAGES.get(fault, _MESSAGES[TRUNCATED])))
+            event = guard.error_event(ApiError(TRUNCATED, _MESSAGES.get(fault, _MESSAGES[TRUNCATED])))
             self.bytes_relayed += len(event)
             self._downstream.write(event)
         self._downstream.abort()

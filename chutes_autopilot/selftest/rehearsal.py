@@ -31,6 +31,7 @@ def rehearsed(settings: Settings, upstream: str, longest_wait: float) -> Setting
         settings,
         listen_addr="127.0.0.1:0",
         backend_base_url=upstream,
+        embeddings_base_url=None,
         models_url=f"{upstream}/v1/models",
         utilization_url=f"{upstream}/chutes/utilization",
         max_model_list_items=max(2, settings.max_model_list_items),

@@ -8,6 +8,7 @@ from chutes_autopilot.settings.parsing import (
     listen_addr,
     milliseconds,
     one_of,
+    optional_url,
     path,
     seconds,
     url,
@@ -30,6 +31,14 @@ GATEWAY_SETTINGS: tuple[Setting, ...] = (
         "Where requests go; a path prefix is kept.",
         "https://llm.example.org/prefix",
         url(base=True),
+    ),
+    Setting(
+        "EMBEDDINGS_BASE_URL",
+        "",
+        "URL",
+        "Where POST /v1/embeddings goes; a path prefix is kept. Without one that path is 404.",
+        "https://embed.example.org/prefix",
+        optional_url,
     ),
     Setting(
         "MODELS_URL",

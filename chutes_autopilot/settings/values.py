@@ -65,6 +65,7 @@ class Settings:
 
     listen_addr: str
     backend_base_url: str
+    embeddings_base_url: str | None
     models_url: str
     models_refresh: float
     utilization_url: str

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions over twisted.web: the reference behaviour of the relay's downstream side."""
+"""The relayed endpoints over twisted.web, chat first of all: the reference behaviour of the relay's downstream side."""
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -6,7 +6,8 @@ from twisted.internet.defer import Deferred
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.relay.call import ChatCall, Client, peer_of
-from chutes_autopilot.relay.chat import CHAT_PATH, ChatRelay
+from chutes_autopilot.relay.chat import ChatRelay
+from chutes_autopilot.relay.endpoint import MESSAGES
 from chutes_autopilot.web.downstream import RequestDownstream
 from chutes_autopilot.web.site import GatewayRequest
 from chutes_autopilot.wire.headers import EXPLAIN, header_lines, upstream_request_headers
@@ -14,7 +15,7 @@ from chutes_autopilot.wire.headers import EXPLAIN, header_lines, upstream_reques
 
 @attrs.define(eq=False)
 class ChatRoute:
-    """Answers chat requests that twisted.web has read."""
+    """Answers the requests of one endpoint that twisted.web has read."""
 
     relay: ChatRelay
 
@@ -46,15 +47,23 @@ class ChatRoute:
         return done
 
     def body_refused(self, request: GatewayRequest, error: ApiError) -> None:
-        """Count and log a chat request that was refused before all of it was received."""
-        if request.path == CHAT_PATH:
-            self.relay.refused(request.request_id, request.received_bytes, error)
+        """Count and log a request that was refused before all of it was received."""
+        self.relay.refused(request.request_id, request.received_bytes, error)
 
 
 def client_of(request: GatewayRequest) -> Client:
+    """Who sends it, as far as it says so.
+
+    Clients of the Messages API send their key as ``x-api-key``. Elsewhere that header says nothing, for nobody looks
+    at it there; one who asks for the record of such a request (web.decisions) sends it as he did then.
+    """
+    authorization = request.getHeader(b"authorization")
+    if authorization is None and (request.path == MESSAGES.path or request.path.startswith(b"/v1/autopilot/")):
+        key = request.getHeader(b"x-api-key")
+        authorization = None if key is None else b"Bearer " + key
     return Client(
         peer_of(request.getClientAddress()),
-        request.getHeader(b"authorization"),
+        authorization,
         tuple(request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())),
         request.getHeader(b"x-session-id"),
         request.getHeader(b"x-session-affinity"),

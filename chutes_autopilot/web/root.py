@@ -1,6 +1,7 @@
 """The Klein tree: every path of the service, and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -37,6 +38,17 @@ class ChutesEndpoints:
     admit: Callable[[GatewayRequest], object]
 
 
+NOTHING_RELAYED: Mapping[str, Callable[[GatewayRequest], Deferred[None]]] = MappingProxyType({})
+"""No path is relayed but that of chat."""
+
+
+def no_embeddings(_request: GatewayRequest) -> Any:
+    """What /v1/embeddings does where EMBEDDINGS_BASE_URL is not set."""
+    raise ApiError(
+        "not_found", "There are no embeddings here: the operator of this gateway has not set EMBEDDINGS_BASE_URL."
+    )
+
+
 def _disabled(_request: GatewayRequest, _chat_id: str = "") -> Any:
     raise e2ee_error("chutes_disabled", "Chutes route is disabled")
 
@@ -60,18 +72,23 @@ def build_root(
     *,
     metrics_here: bool = True,
     decisions: DecisionRoutes | None = None,
+    relayed: Mapping[str, Callable[[GatewayRequest], Deferred[None]]] = NOTHING_RELAYED,
 ) -> KleinResource:
     """The resource that answers every request.
 
     :param explorer: or why there is none.
     :param metrics_here: whether ``/metrics`` is served here, and not on an endpoint of its own.
     :param decisions: explain requests; without them there is no list for the operator.
+    :param relayed: what answers the paths that are relayed beside chat.
     """
     app = _app()
 
     @app.route("/v1/chat/completions", methods=["POST"])
     def chat_completions(request: GatewayRequest) -> Deferred[None]:
         return chat.answer(request)
+
+    for path, answer in relayed.items():
+        app.route(path, methods=["POST"], endpoint=path)(answer)
 
     told = decisions or DecisionRoutes(chat.relay)
     _decisions(app, told)

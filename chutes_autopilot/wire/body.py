@@ -52,6 +52,7 @@ class RoutingMembers(msgspec.Struct, gc=False):
     stream: msgspec.Raw = ABSENT
     prompt_cache_key: msgspec.Raw = ABSENT
     messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     functions: msgspec.Raw = ABSENT
     tool_choice: msgspec.Raw = ABSENT

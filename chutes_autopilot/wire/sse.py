@@ -44,14 +44,6 @@ def is_plain_event_stream(status: int, index: Mapping[bytes, bytes]) -> bool:
     return index.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"text/event-stream"
 
 
-def error_event(error: ApiError) -> bytes:
-    """An error as an event of its own, whatever came before it.
-
-    The two line feeds end a line that was left open, and with it the event it belongs to.
-    """
-    return b"\n\ndata: " + error.body() + b"\n\n"
-
-
 class StreamGuard:
     """Tells whether a chat stream ended where it should, from its last bytes alone.
 
@@ -101,6 +93,13 @@ class StreamGuard:
         if _DONE_LINE.search(rest):
             return "done"
         return "error_tail" if _BARE_ERROR.search(rest) else verdict
+
+    def error_event(self, error: ApiError) -> bytes:
+        """An error as an event of its own, whatever came before it.
+
+        The two line feeds end a line that was left open, and with it the event it belongs to.
+        """
+        return b"\n\ndata: " + error.body() + b"\n\n"
 
     def completion_tokens(self) -> int | None:
         """How many tokens the answer had, where its last events say so (``usage.completion_tokens``)."""

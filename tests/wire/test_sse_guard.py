@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes_autopilot.errors import ApiError
-from chutes_autopilot.wire.sse import WINDOW_BYTES, StreamGuard, Verdict, error_event, is_plain_event_stream
+from chutes_autopilot.wire.sse import WINDOW_BYTES, StreamGuard, Verdict, is_plain_event_stream
 
 
 def parsed(stream: bytes) -> tuple[list[str], list[str]]:
@@ -107,7 +107,7 @@ def test_the_verdict_is_that_of_a_full_parser_wherever_the_stream_is_cut(stream:
 def test_an_error_event_behind_any_cut_is_read_as_one(stream: bytes, data: st.DataObject) -> None:
     """What the client's parser dispatches last is the error, whole, whatever line was left open before it."""
     stream = stream[: data.draw(st.integers(0, len(stream)), "cut at")]
-    last = json.loads(parsed(stream + error_event(ApiError("upstream_stream_truncated", "why")))[0][-1])
+    last = json.loads(parsed(stream + StreamGuard().error_event(ApiError("upstream_stream_truncated", "why")))[0][-1])
     error = {"message": "why", "type": "server_error", "param": None, "code": "upstream_stream_truncated"}
     assert last == {"error": error}
 
