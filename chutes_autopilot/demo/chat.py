@@ -1,7 +1,7 @@
 """How the platform reads a chat request: what it accepts, which chute it means, and what it says when it refuses."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from attrs import frozen
@@ -19,6 +19,28 @@ class ChatRefused(Exception):
         super().__init__(status, detail)
         self.status = status
         self.detail = detail
+
+
+class Chute(Protocol):
+    """Whoever answers."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def chute_id(self) -> str: ...
+
+
+class Asked(Protocol):
+    """What decides the pace and the faults of an answer: a ChatCall, or a request for embeddings."""
+
+    @property
+    def model(self) -> Chute: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def finish_reason(self) -> str: ...
 
 
 @frozen
@@ -43,17 +65,22 @@ class _Body(msgspec.Struct):
     stream_options: Any = msgspec.UNSET
     max_tokens: Any = None
     max_completion_tokens: Any = None
+    max_output_tokens: Any = None
     n_tokens: Any = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
 
 
-def read_chat(body: bytes, models: Mapping[str, SimulatedModel]) -> ChatCall:
+def read_chat(
+    body: bytes,
+    models: Mapping[str, SimulatedModel],
+    limits: tuple[str, ...] = ("max_tokens", "max_completion_tokens"),
+) -> ChatCall:
     """Read a request body.
 
-    The answer is ``n_tokens`` long (the simulator's own field), else DEFAULT_TOKENS, and never longer than
-    ``max_tokens`` or ``max_completion_tokens``.
+    The answer is ``n_tokens`` long (the simulator's own field), else DEFAULT_TOKENS, and never longer than the first
+    of ``limits`` that is given.
 
     :param models: every name and every chute_id of the platform.
     :raises ChatRefused: with the platform's status and text, its known oddities included.
@@ -69,8 +96,8 @@ def read_chat(body: bytes, models: Mapping[str, SimulatedModel]) -> ChatCall:
     model = _resolve(asked.model, models)
     if not isinstance(asked.stream, bool):
         raise ChatRefused(404, "No matching cord found!")
-    ceiling = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
-    for name, number in (("max_tokens", ceiling), ("n_tokens", asked.n_tokens)):
+    ceiling: Any = next((value for name in limits if (value := getattr(asked, name)) is not None), None)
+    for name, number in ((limits[0], ceiling), ("n_tokens", asked.n_tokens)):
         if number is not None and (type(number) is not int or not 1 <= number <= MAX_TOKENS):
             raise ChatRefused(400, f"Invalid request: {name} must be a whole number from 1 to {MAX_TOKENS}")
     wanted = asked.n_tokens or DEFAULT_TOKENS

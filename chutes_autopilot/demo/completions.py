@@ -69,7 +69,7 @@ class Completion:
             "created": self.created,
             "model": self.model,
         }
-        return b"data: " + _compact(head)[:-1] + b',"choices":['
+        return b"data: " + compact(head)[:-1] + b',"choices":['
 
     def chunk(self, choice: bytes, completion_tokens: int, tail: bytes) -> bytes:
         """One event. The platform forces usage into every chunk, whether the client asked for it or not."""
@@ -95,7 +95,7 @@ def stream_pieces(answer: Completion) -> Iterator[bytes]:
     with empty ``choices`` and ``[DONE]`` together: ``answer.tokens + 1`` pieces.
     """
     role = answer.chunk(b'{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}', 0, _PLAIN_TAIL)
-    for sent, token in enumerate(islice(_tokens(answer.model), answer.tokens), 1):
+    for sent, token in enumerate(islice(answer_tokens(answer.model), answer.tokens), 1):
         choice = b'{"index":0,"delta":{"content":%b},"finish_reason":null}' % token
         yield role + answer.chunk(choice, sent, _CONTENT_TAIL)
         role = b""
@@ -106,8 +106,10 @@ def stream_pieces(answer: Completion) -> Iterator[bytes]:
 
 def whole_answer(answer: Completion) -> bytes:
     """The JSON body of the same answer to a request that did not ask for a stream."""
-    content = json.loads(b'"%b"' % b"".join(token[1:-1] for token in islice(_tokens(answer.model), answer.tokens)))
-    return _compact(
+    content = json.loads(
+        b'"%b"' % b"".join(token[1:-1] for token in islice(answer_tokens(answer.model), answer.tokens))
+    )
+    return compact(
         {
             "id": answer.id,
             "object": "chat.completion",
@@ -156,10 +158,10 @@ def engine_error_event() -> bytes:
         "param": None,
         "code": 500,
     }
-    return b"data: " + _compact({"error": error}) + b"\n\n" + DONE
+    return b"data: " + compact({"error": error}) + b"\n\n" + DONE
 
 
-def _tokens(model: str) -> Iterator[bytes]:
+def answer_tokens(model: str) -> Iterator[bytes]:
     """JSON strings without end: a sentence that says what this is, then filler."""
     for word in _INTRO:
         yield json.dumps(word.format(name=model)).encode()
@@ -167,5 +169,6 @@ def _tokens(model: str) -> Iterator[bytes]:
         yield from _FILLER_JSON
 
 
-def _compact(value: object) -> bytes:
+def compact(value: object) -> bytes:
+    """JSON without white space."""
     return json.dumps(value, separators=(",", ":")).encode()

@@ -194,7 +194,7 @@ class FaultBoard:
         if kind not in list(FaultKind):
             raise ValueError(f"fault {kind!r} is none of: {', '.join(FaultKind)}")
         if model != ANY_MODEL and model not in self.models:
-            raise ValueError(f'model {model!r} is neither "*" nor a name of GET /v1/models')
+            raise ValueError(f'model {model!r} is neither "*" nor a name of GET /v1/models or of an embedding chute')
         if requests is not None and requests < 1:
             raise ValueError(f"requests is {requests}, allowed are whole numbers from 1, and null until cleared")
         if not 0 < gap <= 3600:

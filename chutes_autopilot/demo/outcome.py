@@ -1,23 +1,23 @@
 """What a fault makes of an answer, as plain values: refused, silent, empty, cut, or as it should be."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
 
 from attrs import frozen
 
-from chutes_autopilot.demo.chat import ChatCall
+from chutes_autopilot.demo.chat import Asked, ChatCall
 from chutes_autopilot.demo.completions import (
     Completion,
     engine_error_event,
     malformed_event,
     stream_pieces,
     unframed_error_tail,
-    whole_answer,
     without_done,
 )
 from chutes_autopilot.demo.delivery import BATCH, Ending
 from chutes_autopilot.demo.faults import FaultKind
+from chutes_autopilot.demo.other_apis import Api
 
 CUT_AFTER = 3
 """Pieces of a stream that arrive before it is cut, falls silent or goes wrong in another way."""
@@ -67,7 +67,7 @@ class Outcome:
     batch: int = BATCH
 
 
-def refusal_for(kind: FaultKind | None, call: ChatCall) -> Refusal | None:
+def refusal_for(kind: FaultKind | None, call: Asked) -> Refusal | None:
     """The error answer of a fault that has one, else None."""
     match kind:
         case FaultKind.NO_INSTANCES:
@@ -93,15 +93,17 @@ def refusal_for(kind: FaultKind | None, call: ChatCall) -> Refusal | None:
             return None
 
 
-def stream_outcome(kind: FaultKind | None, answer: Completion) -> Outcome:
+def stream_outcome(
+    kind: FaultKind | None, answer: Completion, pieces_of: Callable[[Completion], Iterator[bytes]] = stream_pieces
+) -> Outcome:
     """The event stream, whole or as the fault leaves it."""
     headers = (
         (b"Content-Type", b"text/event-stream; charset=utf-8"),
         (b"Cache-Control", b"no-cache, no-transform"),
         (b"X-Accel-Buffering", b"no"),
     )
-    pieces = stream_pieces(answer)
-    start = islice(pieces, min(CUT_AFTER, answer.tokens))  # never the last piece, which has the [DONE]
+    pieces = pieces_of(answer)
+    start = islice(pieces, min(CUT_AFTER, answer.tokens))  # never the last piece, which has the end
     match kind:
         case FaultKind.CUT:
             return Outcome(headers, start, Ending.LOSE)
@@ -131,9 +133,9 @@ def whole_outcome(kind: FaultKind | None, body: bytes, content_type: bytes = b"a
     return Outcome(headers, *_body(kind, iter((body,))))
 
 
-def plain_outcome(call: ChatCall, kind: FaultKind | None, answer: Completion) -> Outcome:
+def plain_outcome(call: ChatCall, api: Api, kind: FaultKind | None, answer: Completion) -> Outcome:
     """The answer in clear, in the form that was asked for."""
-    return stream_outcome(kind, answer) if call.stream else whole_outcome(kind, whole_answer(answer))
+    return stream_outcome(kind, answer, api.pieces) if call.stream else whole_outcome(kind, api.whole(answer))
 
 
 def refusal(status: int, detail: object) -> Refusal:

@@ -6,9 +6,11 @@
 ``GET /chutes/``                          the listing, with page, offset, limit, template and name
 ``GET /chutes/{chute_id}``                one item of it
 ``POST /v1/chat/completions``             an answer, streaming or not, or the fault that is due
+``POST /v1/completions``                  the same in another shape; so ``/v1/responses`` and ``/v1/messages``
+``POST /v1/embeddings``                   vectors without meaning, for the embedding chutes of the listing
 ``POST /_simulator/faults``               put up a fault: ``{"fault": "503", "model": "*", "requests": 1}``
 ``GET``, ``DELETE /_simulator/faults``    the faults still due; take them all back
-``GET /_simulator/requests``              the last chat requests as they came off the wire
+``GET /_simulator/requests``              the last requests to any of these five as they came off the wire
 ``POST /e2e/invoke`` and others           the sealed side, see chute_peer
 ========================================  ==========================================================================
 """
@@ -27,16 +29,18 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from chutes_autopilot.demo.catalog import SimulatedModel, models_answer, simulated_models
-from chutes_autopilot.demo.chat import ChatCall, ChatRefused, read_chat
+from chutes_autopilot.demo.chat import Asked, ChatRefused, read_chat
 from chutes_autopilot.demo.chute_answers import sealed_refusal
 from chutes_autopilot.demo.chute_peer import ChutePeer
 from chutes_autopilot.demo.completions import Completion
 from chutes_autopilot.demo.control import ControlRefused, add_fault, faults_answer, requests_answer
 from chutes_autopilot.demo.delivery import Delivery
+from chutes_autopilot.demo.embeddings import EMBEDDING_CHUTES, read_embeddings
 from chutes_autopilot.demo.faults import Fault, FaultBoard, FaultKind
 from chutes_autopilot.demo.feed import utilization_rows
 from chutes_autopilot.demo.listing import ListingRefused, chute_answer, listing_answer
-from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, Outcome, plain_outcome, refusal_for
+from chutes_autopilot.demo.other_apis import CHAT, MESSAGES, RESPONSES, TEXT, Api
+from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, Outcome, plain_outcome, refusal_for, whole_outcome
 from chutes_autopilot.demo.seen import SeenRequest, SeenRequests, Tally
 from chutes_autopilot.demo.site import SimulatorRequest, SimulatorSite
 
@@ -70,7 +74,8 @@ class SimulatedChutes:
     _site: SimulatorSite = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.faults = FaultBoard(frozenset(model.name for model in self.models))
+        names = {model.name for model in self.models} | {chute.name for chute in EMBEDDING_CHUTES}
+        self.faults = FaultBoard(frozenset(names))
         self._by_name = {key: model for model in self.models for key in (model.name, model.chute_id)}
         by_chute = {model.chute_id: model for model in self.models}
         self.chutes = ChutePeer(self.clock, by_chute, self.faults)
@@ -81,7 +86,11 @@ class SimulatedChutes:
                 b"/chutes/": {b"GET": self._listing},
                 b"/chutes": {b"GET": self._redirect_to_listing},
                 b"/chutes/*": {b"GET": self._chute},
-                b"/v1/chat/completions": {b"POST": self._chat},
+                b"/v1/chat/completions": {b"POST": partial(self._generate, CHAT)},
+                b"/v1/completions": {b"POST": partial(self._generate, TEXT)},
+                b"/v1/responses": {b"POST": partial(self._generate, RESPONSES)},
+                b"/v1/messages": {b"POST": partial(self._generate, MESSAGES)},
+                b"/v1/embeddings": {b"POST": self._embed},
                 b"/e2e/instances/*": {b"GET": self.chutes.discover},
                 b"/e2e/invoke": {b"POST": self._invoke},
                 b"/chutes/*/evidence": {b"GET": self.chutes.evidence},
@@ -162,12 +171,15 @@ class SimulatedChutes:
         }
         request.answer_json(200, requests_answer(self.requests, counts))
 
-    def _chat(self, request: SimulatorRequest) -> None:
+    def _seen(self, request: SimulatorRequest) -> bytes:
         body = request.body()
-        seen = SeenRequest(request.method, request.uri, tuple(request.received_headers), body)
-        self.requests.keep(seen)
+        self.requests.keep(SeenRequest(request.method, request.uri, tuple(request.received_headers), body))
+        return body
+
+    def _generate(self, api: Api, request: SimulatorRequest) -> None:
+        body = self._seen(request)
         try:
-            call = read_chat(body, self._by_name)
+            call = read_chat(body, self._by_name, api.limits)
         except ChatRefused as refused:
             request.refuse(refused.status, refused.detail)
         else:
@@ -177,8 +189,21 @@ class SimulatedChutes:
             else:
                 self.asked[call.model.name] += 1
                 fault = self.faults.take(call.model.name)
-                self._answer(request, call, fault, len(body) // 4 + 1, partial(plain_outcome, call))
+                self._answer(request, call, fault, len(body) // 4 + 1, partial(plain_outcome, call, api))
         # last, so that whoever waits for it finds the request in its place
+        self.arrived.add()
+
+    def _embed(self, request: SimulatorRequest) -> None:
+        body = self._seen(request)
+        prompt_tokens = len(body) // 4 + 1
+        try:
+            call = read_embeddings(body)
+        except ChatRefused as refused:
+            request.refuse(refused.status, refused.detail)
+        else:
+            fault = self.faults.take(call.model.name)
+            vectors = call.answer(prompt_tokens)
+            self._answer(request, call, fault, prompt_tokens, lambda kind, _: whole_outcome(kind, vectors))
         self.arrived.add()
 
     def _invoke(self, request: SimulatorRequest) -> None:
@@ -190,7 +215,7 @@ class SimulatedChutes:
     def _answer(
         self,
         request: SimulatorRequest,
-        call: ChatCall,
+        call: Asked,
         fault: Fault | None,
         prompt_tokens: int,
         outcome_of: Callable[[FaultKind | None, Completion], Outcome],
@@ -215,7 +240,7 @@ class SimulatedChutes:
             request.setHeader(b"X-Chutes-RL-User", b"60")
             self._deliver(request, call, fault, outcome)
 
-    def _deliver(self, request: SimulatorRequest, call: ChatCall, fault: Fault | None, outcome: Outcome) -> None:
+    def _deliver(self, request: SimulatorRequest, call: Asked, fault: Fault | None, outcome: Outcome) -> None:
         kind = fault.kind if fault else None
         gap = self.token_gap
         if fault and kind in (FaultKind.SLOW, FaultKind.PINGS):

@@ -11,6 +11,7 @@ import pytest
 from attrs import frozen
 
 ALIAS = "chutesai/AutoPilot"
+DIRECT = "demo-labs/Aurora-32B-TEE"
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 
 
@@ -70,15 +71,20 @@ def test_the_async_sdk_streams_and_closes_early(demo: Demo) -> None:
     assert "chutes_autopilot_requests_active 0.0" in demo.read("/metrics")
 
 
-def test_the_sdk_reads_a_whole_answer_and_the_models(demo: Demo) -> None:
-    """Without streaming; the list starts with the alias and every id can be looked up."""
+def test_the_sdk_reads_whole_answers_and_the_models(demo: Demo) -> None:
+    """Of every endpoint without streaming; the list starts with the alias and every id can be looked up."""
     with demo.client() as client:
         answer = client.chat.completions.with_raw_response.create(model=ALIAS, messages=HELLO, max_tokens=8)
         models = [model.id for model in client.models.list()]
         found = client.models.retrieve(models[1])
+        text = client.completions.create(model=ALIAS, prompt="Say hello.", max_tokens=8)
+        said = client.responses.create(model=DIRECT, input="Say hello.", max_output_tokens=8)
+        vectors = client.embeddings.create(model="demo-studio/embed-small,demo-studio/embed-large", input=["a", "b"])
     assert "simulated" in (answer.parse().choices[0].message.content or "")
     assert answer.headers["x-chutes-autopilot-selected"] in models
     assert (models[0], found.id) == (ALIAS, models[1])
+    assert all("simulated" in each for each in (text.choices[0].text, said.output_text))
+    assert (len(vectors.data), vectors.model) == (2, "demo-studio/embed-small")
 
 
 def test_a_failover_is_seen_in_headers_log_and_metrics_only(demo: Demo) -> None:
@@ -107,17 +113,24 @@ def test_the_sdk_raises_what_an_error_means(demo: Demo) -> None:
 
 
 def test_the_sdk_raises_when_a_stream_is_not_whole(demo: Demo) -> None:
-    """A stream that is cut, or ends in the platform's bare error, raises after its last whole chunk."""
+    """A stream of any endpoint that is cut, or ends in the platform's bare error, raises after its last whole chunk."""
     with demo.client() as client:
-        for fault in ("cut", "error_tail"):
-            demo.fault(fault=fault, requests=1)
-            received: list[Any] = []
-            stream = client.chat.completions.create(model=ALIAS, messages=HELLO, stream=True)
-            with pytest.raises(openai.APIError) as raised:
-                received.extend(stream)
-            assert received
-            assert raised.value.code == "upstream_stream_truncated"
-    assert "chutes_autopilot_streams_cut_total 2.0" in demo.read("/metrics")
+        streams: list[Callable[[], Any]] = [
+            lambda: client.chat.completions.create(model=ALIAS, messages=HELLO, stream=True),
+            lambda: client.completions.create(model=ALIAS, prompt="Say hello.", stream=True),
+            lambda: client.responses.create(model=DIRECT, input="Say hello.", stream=True),
+        ]
+        for begin in streams:
+            for fault in ("cut", "error_tail"):
+                demo.fault(fault=fault, requests=1)
+                received: list[Any] = []
+                with pytest.raises(openai.APIError) as raised:
+                    received.extend(begin())
+                assert received
+                assert raised.value.code == "upstream_stream_truncated"
+        whole = list(client.responses.create(model=DIRECT, input="Say hello.", max_output_tokens=4, stream=True))
+    assert whole[-1].type == "response.incomplete"
+    assert "chutes_autopilot_streams_cut_total 6.0" in demo.read("/metrics")
 
 
 def test_json_logs_hold_no_secret(start: Callable[..., Any]) -> None:
