@@ -1,13 +1,15 @@
-"""SIGHUP: what the operator changed in the env file takes effect without a restart, as far as it can."""
+"""SIGHUP: what changed in the env file or in ALIASES_FILE takes effect without a restart, as far as it can."""
 
 from collections.abc import Callable
 
 import attrs
 from twisted.logger import Logger
 
+from chutes_autopilot.policy.alias_file import AliasFile
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
 from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
+from chutes_autopilot.settings.values import Setting
 
 NEEDS_RESTART = frozenset(
     {
@@ -32,10 +34,10 @@ _log = Logger()
 
 @attrs.define(eq=False)
 class Reload:
-    """Reads the settings again and applies them; faulty ones are refused whole, and those in force stay.
+    """Reads the settings again, and aliases, and applies them; faulty ones are refused whole, those in force stay.
 
     :param settings: in force.
-    :param read: gives the settings anew, or raises SettingsError; None where there is no env file to read.
+    :param read: gives the settings anew, or raises SettingsError; None where there is no file to read.
     :param apply: puts settings into force; heeds no field of NEEDS_RESTART.
     """
 
@@ -49,7 +51,7 @@ class Reload:
         :param reason: what asked for it: the name of the signal.
         """
         if self.read is None:
-            _log.warn("{reason} ignored: there is no --env-file to read again", reason=reason)
+            _log.warn("{reason} ignored: there is no --env-file and no ALIASES_FILE to read again", reason=reason)
             return
         try:
             new = self.read()
@@ -58,9 +60,15 @@ class Reload:
             return
         changed = [s for s in SETTINGS if getattr(new, s.field) != getattr(self.settings, s.field)]
         later = [s.name for s in changed if s.field in NEEDS_RESTART]
-        now = [s.name for s in changed if s.field not in NEEDS_RESTART]
+        now = [self._told(s, new) for s in changed if s.field not in NEEDS_RESTART]
         self.settings = attrs.evolve(new, **{field: getattr(self.settings, field) for field in NEEDS_RESTART})
         self.apply(self.settings)
         _log.info("{reason}: settings changed: {changed}", reason=reason, changed=now)
         if later:
             _log.warn("{reason}: changed, but it needs a restart: {changed}", reason=reason, changed=later)
+
+    def _told(self, setting: Setting, new: Settings) -> str:
+        """A changed setting's name, and whether it is only the file it names that says something else."""
+        values = (getattr(self.settings, setting.field), getattr(new, setting.field))
+        files = [value.path for value in values if isinstance(value, AliasFile)]
+        return f"{setting.name} (content)" if len(files) == 2 and files[0] == files[1] else setting.name

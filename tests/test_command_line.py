@@ -124,6 +124,20 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
     assert (settings.max_request_bytes, settings.max_model_list_items, settings.max_failover_attempts) == (7, 5, 8)
 
 
+def test_there_is_something_to_read_again_where_a_file_is_named(tmp_path: Path) -> None:
+    """The env file or ALIASES_FILE, whose content of the moment counts."""
+    aliases = tmp_path / "aliases.json"
+    aliases.write_text('{"house": ["a/A"]}')
+    options = parse(ALIASES_FILE=str(aliases))
+    aliases.write_text('{"house": ["b/B"]}')
+    again = options.read_again().aliases_file
+    assert again is not None
+    assert again.aliases.expand("house", set()) == "b/B"
+    (tmp_path / "env").write_text("")
+    named = [parse(), options, parse("--env-file", str(tmp_path / "env"))]
+    assert [each.reads_files for each in named] == [False, True, True]
+
+
 def test_a_missing_env_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """An --env-file that is not there ends the start in one line."""
     assert refusal(capsys, "--env-file=/nowhere/env") == (

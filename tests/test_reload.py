@@ -75,6 +75,30 @@ def test_what_needs_a_restart_stays_and_is_named_until_it_came(log: list[str]) -
     ]
 
 
+def test_changed_aliases_are_a_changed_setting(log: list[str], tmp_path: Path) -> None:
+    """The file is read again though its name has not changed, and the log tells the one from the other."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text('{"house": ["a/A"]}')
+    two.write_text('{"house": ["c/C"]}')
+    files = iter([one, one, one, two])
+    applied: list[str] = []
+
+    def apply(new: Settings) -> None:
+        assert new.aliases_file is not None
+        applied.append(new.aliases_file.aliases.expand("house", set()))
+
+    reload = Reload(settings(ALIASES_FILE=str(next(files))), lambda: settings(ALIASES_FILE=str(next(files))), apply)
+    one.write_text('{"house": ["b/B"]}')
+    reload("SIGHUP")
+    one.write_text('{"house": ["b/B"')
+    reload("SIGHUP")
+    reload("SIGHUP")
+    assert applied == ["b/B", "c/C"]
+    assert log[0] == "SIGHUP: settings changed: ['ALIASES_FILE (content)']"
+    assert "the settings stay as they were" in log[1]
+    assert log[2] == "SIGHUP: settings changed: ['ALIASES_FILE']"
+
+
 def test_faulty_settings_are_refused_whole(log: list[str]) -> None:
     """All faults are named, and nothing is applied."""
 

@@ -213,7 +213,7 @@ def test_sighup_without_an_env_file_is_ignored(start: Callable[..., Any]) -> Non
     daemon = start()
     url = daemon.wait_for("listening on ")
     daemon.process.send_signal(signal.SIGHUP)
-    daemon.wait_for("SIGHUP ignored: there is no --env-file to read again")
+    daemon.wait_for("SIGHUP ignored: there is no --env-file and no ALIASES_FILE to read again")
     with urlopen(f"{url}/healthz", timeout=10) as answer:  # noqa: S310
         assert answer.read() == b"ok"
     assert daemon.end()[0] == 0

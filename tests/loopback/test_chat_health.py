@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from loopback_peers import ScriptedUpstream, StartGateway, answer
 
+from chutes_autopilot.settings import read_settings
+
 ALIAS = "chutesai/AutoPilot"
 BUSY = answer(b"busy", b"503 Service Unavailable")
 
@@ -69,6 +71,21 @@ async def test_aliases_are_listed_and_lead_to_the_models_they_mean(
     assert names[:2] == [ALIAS, f"{ALIAS}:tee"]
     assert names[-5:] == ["house", "private", "a/A", "b/B", "c/C"]
     assert (await gateway.get(f"/v1/models/{ALIAS}:nonsense")).status == 404
+
+
+async def test_changed_aliases_hold_from_the_next_request(
+    scripted: ScriptedUpstream, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """At every endpoint that takes them, and in the list of models."""
+    file = tmp_path / "aliases.json"
+    file.write_text('{"house": ["a/A"]}')
+    gateway = await start_gateway(ALIASES_FILE=str(file))
+    file.write_text('{"house": ["b/B", "c/C"], "new": ":tee"}')
+    gateway.service.apply(read_settings({"ALIASES_FILE": str(file)}, lambda path: Path(path).read_text()))
+    for target in (b"/v1/chat/completions", b"/v1/completions"):
+        response = await gateway.chat({"model": "house"}, target=target)
+        assert response.header("x-chutes-autopilot-selected") == "b/B"
+    assert (await gateway.get("/v1/models/new")).status == 200
 
 
 async def test_an_alias_of_one_model_is_written_into_the_body(
