@@ -19,6 +19,7 @@ CLIENT = "127.77.66.55" if sys.platform == "linux" else "127.0.0.1"
 FORWARDED = "198.51.100.77"
 SECRETS = {
     "authorization": "cpk_MarkAuthorization",
+    "api key": "MarkApiKey",
     "prompt": "MarkPrompt",
     "query": "MarkQuery",
     "cookie": "MarkCookie",
@@ -31,6 +32,7 @@ SECRETS = {
 }
 HEADERS = {
     "Authorization": f"Bearer {SECRETS['authorization']}",
+    "X-Api-Key": SECRETS["api key"],
     "Cookie": f"id={SECRETS['cookie']}",
     "X-Forwarded-For": FORWARDED,
     "X-Session-Id": SECRETS["session"],
@@ -40,7 +42,7 @@ TARGET = f"/v1/chat/completions?q={SECRETS['query']}"
 HELD = (CLIENT, *SECRETS.values()) if CLIENT != "127.0.0.1" else tuple(SECRETS.values())
 KEYS = [  # what the service knows a client by
     client_key(SECRETS["client key secret"].encode(), token=token, address=address, session=session).hex()
-    for token in (SECRETS["authorization"].encode(), b"")
+    for token in (SECRETS["authorization"].encode(), SECRETS["api key"].encode(), b"")
     for address in (CLIENT, FORWARDED)
     for session in (b"", *(SECRETS[name].encode() for name in ("session", "affinity", "cache key")))
 ]
@@ -131,6 +133,16 @@ def ordinary_and_odd(service: Service) -> None:
             (chat(ALIAS, x="y" * 5000), 413),
         ]:
             assert service.ask("POST", TARGET, body, **odd)[0] == status
+    for path, model, status in [
+        ("completions", ALIAS, 200),
+        ("responses", service.names[-1], 200),
+        ("messages", service.names[-1], 200),
+        ("messages", ALIAS, 400),
+        ("embeddings", ALIAS, 400),
+        ("embeddings", service.names[-1], 404),
+    ]:
+        body = chat(model, input=SECRETS["prompt"], stream=path != "embeddings")
+        assert service.ask("POST", f"/v1/{path}?q={SECRETS['query']}", body)[0] == status
     mark = SECRETS["malformed"]
     for method, target, status in [
         ("GET", f"/{mark}?q={mark}", 404),
