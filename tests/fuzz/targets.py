@@ -16,8 +16,9 @@ from chutes_autopilot.errors import ApiError
 from chutes_autopilot.web.request_head import read_header_lines, read_request_line
 from chutes_autopilot.wire import body as chat_body
 from chutes_autopilot.wire.body import read_chat_body
+from chutes_autopilot.wire.headers import header_lines, upstream_request_headers
 from chutes_autopilot.wire.http1 import Body, End, Event, Invalid, ResponseHead, ResponseParser
-from chutes_autopilot.wire.ordinary import read_ordinary_head
+from chutes_autopilot.wire.ordinary import READ_HEADERS, read_ordinary_head
 from chutes_autopilot.wire.sse import WINDOW_BYTES, StreamGuard
 
 
@@ -45,7 +46,9 @@ def ordinary_head(data: bytes) -> None:
     line = read_request_line(first)
     read = read_header_lines(lines, line.version)
     assert (line.method, line.target, line.version) == (b"POST", head.target, b"HTTP/1.1")
-    assert [(name.lower(), value) for name, value in read.headers] == list(head.index.items())
+    told = {name.lower(): value for name, value in read.headers}
+    assert {name: told[name] for name in READ_HEADERS if name in told} == head.index
+    assert header_lines(upstream_request_headers(read.headers, "")[:-2]) == head.upstream_fields
     assert (read.length, read.persistent, read.wants_continue) == (length, True, False)
     assert read_ordinary_head(data[:end]) == head, "what follows the head changes it"
 
