@@ -31,7 +31,7 @@ _PLAIN_HEAD = re.compile(
 
 _GATEWAY_FIELD = re.compile(
     rb"\n(content-(?:length|type|encoding)|t(?:ransfer-encoding|e|railer)|connection|keep-alive|upgrade|date|"
-    rb"proxy-(?:connection|authenticate|authorization)|x-request-id|x-chutes-autopilot-[^:]*+): ([^\r]*+)",
+    rb"proxy-(?:connection|authenticate|authorization)|retry-after|x-request-id|x-chutes-autopilot-[^:]*+): ([^\r]*+)",
     re.IGNORECASE,
 )
 """The fields a gateway looks at; of a plain head no others are taken apart. It begins with a byte that is the same in

@@ -44,6 +44,15 @@ async def test_a_banned_client_is_answered_here_for_a_while(
     assert len(scripted.requests) == 2
 
 
+async def test_what_the_platform_says_of_when_counts(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
+    """Its Retry-After is the one that the client gets, once, and for so long a banned one is answered here."""
+    gateway = await start_gateway()
+    scripted.scripts["a/A"] = answer(BAN, TOO_MANY, b"Content-Type: text/html", b"Retry-After: 600")
+    banned = await gateway.chat({"model": ALIAS})
+    assert [value for name, value in banned.headers if name == "retry-after"] == ["600"]
+    assert int((await gateway.chat({"model": ALIAS})).header("retry-after") or 0) > 60
+
+
 async def test_the_fuse_can_be_switched_off(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
     """Then every call goes out."""
     gateway = await start_gateway(BAN_FUSE="false")
