@@ -180,7 +180,7 @@ class Failover:
 
 def begin(plan: Plan, *, stream: bool, timeouts: Timeouts, max_attempts: int) -> tuple[Failover, Try]:
     """The first attempt of a plan; at most ``max_attempts`` of its candidates are ever tried."""
-    return _next(Failover(plan.candidates[:max_attempts], stream, timeouts))
+    return advance(Failover(plan.candidates[:max_attempts], stream, timeouts))
 
 
 def step(state: Failover, event: Event) -> tuple[Failover, Command, str | None]:
@@ -191,18 +191,18 @@ def step(state: Failover, event: Event) -> tuple[Failover, Command, str | None]:
         case Head(status) | Answer(status) if status in FAILOVER_STATUSES:
             if state.exhausted:
                 return state, PassBack(), STATUS_503
-            return *_next(state), STATUS_503
+            return *advance(state), STATUS_503
         case Head(status) | Answer(status):
             awaits = 200 <= status < 300 and status != 204
             return state, AwaitBody(state.timeouts.first_byte) if awaits else PassBack(), None
         case FirstByte():
             return state, COMMIT, None
         case Refused(error, retry, reason):
-            return (state, Refuse(error), reason) if state.exhausted or not retry else (*_next(state), reason)
+            return (state, Refuse(error), reason) if state.exhausted or not retry else (*advance(state), reason)
     reason = failure_reason(event)
     if state.exhausted:
         return state, Refuse(ApiError(reason, _MESSAGES[reason])), reason
-    return *_next(state), reason
+    return *advance(state), reason
 
 
 def failure_reason(event: ConnectFailed | Ended | Lost | DeadlinePassed) -> str:
@@ -219,7 +219,8 @@ def failure_reason(event: ConnectFailed | Ended | Lost | DeadlinePassed) -> str:
     raise AssertionError(event)
 
 
-def _next(state: Failover) -> tuple[Failover, Try]:
+def advance(state: Failover) -> tuple[Failover, Try]:
+    """Go on to the next candidate, which there must be."""
     state = Failover(state.candidates, state.stream, state.timeouts, state.attempts + 1)
     return state, Try(state.current, _header_timeout(state))
 

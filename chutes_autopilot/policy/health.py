@@ -140,6 +140,11 @@ class FleetHealth:
         if model in self._cooling:
             self._of(model).cooldown.abandoned()
 
+    def outrun(self, model: str, seconds: float, now: float) -> None:
+        """Another model, asked later, answered first: the first token takes so many seconds at least."""
+        self.abandoned(model)
+        self._of(model).add_first_token(max(0.0, seconds), now)
+
     def streamed(self, model: str, events: int, tokens: int | None, seconds: float, now: float) -> None:
         """A stream came to its end.
 
