@@ -31,6 +31,7 @@ from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.failover import Timeouts
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.policy.resilience import Resilience
 from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
 from chutes_autopilot.relay.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from chutes_autopilot.relay.exchange import Limits
@@ -345,6 +346,7 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
             ),
             request_deadline=settings.request_deadline,
             patience=Patience(settings.stream_idle_timeout, settings.client_write_stall_timeout),
+            resilience=_resilience(settings),
         ),
         max_inflight=settings.max_inflight_requests,
         max_list_items=settings.max_model_list_items,
@@ -356,6 +358,24 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
         require_tee=settings.autopilot_require_tee,
         ban_fuse=settings.ban_fuse,
         spread=settings.autopilot_spread,
+        profile=settings.autopilot_profile,
+    )
+
+
+def _resilience(settings: Settings) -> Resilience | None:
+    """What is added to the rules of failover; None where that is nothing, and costs nothing."""
+    return (
+        Resilience(
+            first_event=settings.first_event_commit,
+            first_event_timeout=settings.first_event_timeout,
+            server_errors=settings.server_error_failover,
+            same_model_retries=settings.same_model_retries,
+            context_length=settings.context_length_failover,
+            rate_limits=settings.rate_limit_retry,
+            longest_wait=settings.retry_after_max,
+            hedge=settings.hedge,
+        )
+        or None
     )
 
 

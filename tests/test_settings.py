@@ -95,6 +95,15 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "log_level": "info",
         "log_format": "text",
         "ssl_cert_file": None,
+        "autopilot_profile": "standard",
+        "first_event_commit": False,
+        "first_event_timeout": 10.0,
+        "server_error_failover": False,
+        "same_model_retries": 0,
+        "context_length_failover": False,
+        "rate_limit_retry": False,
+        "retry_after_max": 5.0,
+        "hedge": False,
         "chutes_enabled": False,
         "chutes_base_url": "https://llm.chutes.ai",
         "chutes_api_key": None,
@@ -173,6 +182,19 @@ def test_every_row_has_a_default_and_an_example_that_differs() -> None:
         assert getattr(read(environ, files), setting.field) != getattr(defaults, setting.field), setting.name
 
 
+def test_the_profile_decides_defaults_and_nothing_else() -> None:
+    """In the resilient profile the settings that say so have another default; what is set counts all the same."""
+    others = [s for s in SETTINGS if s.resilient is not None]
+    assert {s.name for s in SETTINGS if "(resilient: " in s.effect} == {s.name for s in others}
+    standard, resilient = read({}), read({"AUTOPILOT_PROFILE": " Resilient "})
+    expected = {s.field: s.parse(str(s.resilient)) for s in others} | {"autopilot_profile": "resilient"}
+    assert resilient == attrs.evolve(standard, **expected)
+    assert all(s.effect.endswith(f"(resilient: {s.resilient}).") for s in others)
+    assert read({"AUTOPILOT_PROFILE": "resilient"} | {s.name: s.default for s in others}) == attrs.evolve(
+        standard, autopilot_profile="resilient"
+    )
+
+
 def test_the_table_and_the_value_have_the_same_settings() -> None:
     """Every row of the table is an attribute of Settings, and the other way round."""
     assert [s.field for s in SETTINGS] == [f.name for f in attrs.fields(Settings) if f.name != "warnings"]
@@ -215,6 +237,8 @@ RANGES = {
     "STICKY_MAX_ENTRIES": (0, 10_000_000),
     "STICKY_FAILBACK_MS": (0, 604_800_000),
     "COOLDOWN_FAILURES": (0, 1000),
+    "SAME_MODEL_RETRIES": (0, 10),
+    "RETRY_AFTER_MAX_MS": (1, 60_000),
     "E2EE_REPLAY_WINDOW_SECONDS": (30, 3600),
     "E2EE_REPLAY_SKEW_SECONDS": (0, 300),
     "E2EE_STREAM_COALESCE_MS": (0, 10_000),

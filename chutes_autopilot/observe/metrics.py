@@ -66,6 +66,8 @@ class Metrics(Collector):
         self._requests: Counter[int] = Counter()
         self._selections: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
+        self._waits: Counter[str] = Counter()
+        self._wait_seconds: dict[str, float] = {}
         self._cut = 0
         self._first_byte = _Histogram(_FIRST_BYTE_BUCKETS)
         self._overhead = _Histogram(_OVERHEAD_BUCKETS)
@@ -99,6 +101,10 @@ class Metrics(Collector):
         for attempt in record.attempts:
             if attempt.failure is not None:
                 self._failures[attempt.failure] += 1
+                if attempt.waited is not None:
+                    self._waits[attempt.failure] += 1
+                    waited = self._wait_seconds.get(attempt.failure, 0.0) + attempt.waited
+                    self._wait_seconds[attempt.failure] = waited
         if record.selected is not None:
             # with the upstream's status, which the client may have left before it saw the whole answer of
             self._selections[self._model_label(record.selected), record.attempts[-1].status or 0] += 1
@@ -144,6 +150,18 @@ class Metrics(Collector):
             ["reason"],
             {(reason,): count for reason, count in self._failures.items()},
         )
+        yield _counter(
+            "retry_waits",
+            "Waits before the same model was tried again, by the reason why its attempt failed.",
+            ["reason"],
+            {(reason,): count for reason, count in self._waits.items()},
+        )
+        yield _counter(
+            "retry_wait_seconds",
+            "Seconds of these waits.",
+            ["reason"],
+            {(reason,): seconds for reason, seconds in self._wait_seconds.items()},
+        )
         yield CounterMetricFamily(
             "chutes_autopilot_streams_cut", "Answers that the upstream broke off after they had begun.", self._cut
         )
@@ -178,7 +196,7 @@ class Metrics(Collector):
             yield GaugeMetricFamily(name, help_text, read())
 
 
-def _counter(name: str, help_text: str, labels: list[str], counts: Mapping[Any, int]) -> Metric:
+def _counter(name: str, help_text: str, labels: list[str], counts: Mapping[Any, float]) -> Metric:
     family = CounterMetricFamily(f"chutes_autopilot_{name}", help_text, labels=labels)
     for values, count in counts.items():
         family.add_metric(values, count)

@@ -15,6 +15,8 @@ class AttemptRecord:
     """One attempt: the model sent, the status it got, and why it failed (policy.failover's names) and when.
 
     :param detail: of which kind a 429 is (policy.rate_limits).
+    :param started: when it began, where that was not at once after the one before.
+    :param waited: seconds for which nothing was tried after it.
     """
 
     model: str
@@ -22,6 +24,13 @@ class AttemptRecord:
     failure: str | None = None
     failed: float | None = None
     detail: str | None = None
+    started: float | None = None
+    waited: float | None = None
+
+    def __str__(self) -> str:
+        """Its model and what became of it, in few words."""
+        waited = "" if self.waited is None else f"+waited_ms:{self.waited * 1000:.0f}"
+        return f"{self.model}={self.failure or self.status or 'open'}{waited}"
 
 
 @attrs.define(eq=False)
@@ -83,7 +92,7 @@ class RequestRecord:
         )
 
     def _attempts(self) -> list[str]:
-        return [f"{a.model}={a.failure or a.status or 'open'}" for a in self.attempts]
+        return [f"{a.model}={a.failure or a.status or 'open'}" if a.waited is None else str(a) for a in self.attempts]
 
     def _milliseconds(self, end: float | None) -> float | None:
         return None if end is None else round(max(0.0, end - self.received) * 1000, 3)

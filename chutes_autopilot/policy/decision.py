@@ -16,8 +16,9 @@ MAX_ATTEMPTS = 16
 """How many attempts are told of."""
 MAX_SUMMARY_BYTES = 1024
 
-Followed = Literal["committed", "next", "again", "continued", "gave_up", "client_left"]
-"""What came after an attempt; ``continued``: its stream was, by another model."""
+Followed = Literal["committed", "next", "again", "continued", "outrun", "gave_up", "client_left"]
+"""What came after an attempt; ``again``: the same model; ``continued``: its stream was, by another model; ``outrun``:
+another one, begun beside it, answered first."""
 
 
 @attrs.frozen
@@ -29,6 +30,7 @@ class AttemptView:
     :param failure: why it failed, one of the closed sets of reasons; None where it did not.
     :param detail: what kind of 429 or of error it was, where that was told apart.
     :param probe: it found out whether a cooling model works again.
+    :param waited: seconds for which nothing was tried after it.
     """
 
     model: str
@@ -40,6 +42,7 @@ class AttemptView:
     detail: str | None = None
     probe: bool = False
     sent: str | None = None
+    waited: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it, times in milliseconds."""
@@ -52,6 +55,7 @@ class AttemptView:
             "failure": self.failure,
             "detail": self.detail,
             "probe": self.probe,
+            "waited_ms": _milliseconds(self.waited),
             "followed": self.followed,
         }
 

@@ -64,7 +64,12 @@ class Timeouts:
 
 @attrs.frozen
 class ConnectFailed:
-    """The attempt ended, but for a deadline, before the complete response head."""
+    """The attempt ended, but for a deadline, before the complete response head.
+
+    :param repeated: the request had been sent twice by then: the first connection seemed to have been closed before.
+    """
+
+    repeated: bool = False
 
 
 @attrs.frozen
@@ -122,10 +127,14 @@ Event = ConnectFailed | Head | Answer | FirstByte | Ended | Lost | DeadlinePasse
 
 @attrs.frozen
 class Try:
-    """Start an attempt: the model to send, and how many seconds its head may take from the last request byte."""
+    """Start an attempt: the model to send, and how many seconds its head may take from the last request byte.
+
+    :param fresh: on a new connection.
+    """
 
     model: str
     header_timeout: float
+    fresh: bool = False
 
 
 @attrs.frozen

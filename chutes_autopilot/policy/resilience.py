@@ -203,8 +203,12 @@ def step(state: Resilient, event: Happening) -> Step:
             return _judged(state, event)
         case Head(status) | Answer(status) if status in SERVER_ERRORS and rules.server_errors:
             return _again(state, SERVER_ERROR, PassBack())
-        case ConnectFailed() | Lost() if _may_repeat(state):
-            return _repeated(attrs.evolve(state, retries=state.retries + 1), JITTER, failure_reason(event))
+        case ConnectFailed() | Lost():
+            if isinstance(event, ConnectFailed) and event.repeated:
+                state = attrs.evolve(state, retries=state.retries + 1)  # that was a try
+            if _may_repeat(state):
+                again = attrs.evolve(state, retries=state.retries + 1)
+                return _repeated(again, JITTER, failure_reason(event), fresh=True)
     inner, command, reason = failover.step(inner, event)
     if isinstance(command, Try):
         return _moved(state, inner), command, reason
@@ -245,12 +249,17 @@ def _again(state: Resilient, reason: str, final: Command) -> Step:
     return _repeated(attrs.evolve(state, retries=state.retries + 1), JITTER, reason)
 
 
-def _repeated(state: Resilient, wait: tuple[float, float], reason: str) -> Step:
-    """Try the same model once more: it is put into the order again, before those that are left."""
+def _repeated(state: Resilient, wait: tuple[float, float], reason: str, *, fresh: bool = False) -> Step:
+    """Try the same model once more: it is put into the order again, before those that are left.
+
+    :param fresh: on a new connection, for the last one was lost.
+    """
     inner = state.failover
     done = inner.candidates[: inner.attempts]
     order = (*done, inner.current, *inner.candidates[inner.attempts :])[: state.max_attempts]
     inner, then = advance(attrs.evolve(inner, candidates=order))
+    if fresh:
+        then = attrs.evolve(then, fresh=True)
     return attrs.evolve(state, failover=inner), Wait(*wait, then), reason
 
 

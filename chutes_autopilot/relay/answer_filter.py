@@ -11,6 +11,7 @@ from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.wire.event_stream import EventParser, EventTooLarge
 from chutes_autopilot.wire.http1 import ResponseHead
+from chutes_autopilot.wire.reworded import with_headers
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
 MAX_ID_BYTES = 1024 * 1024
@@ -119,7 +120,7 @@ class PlainAnswer(AnswerFilter):
             self._start = []
         named = {name.lower() for name, _ in plain_headers()}
         kept = [header for header in head.headers if header[0].lower() not in named]
-        return ResponseHead(head.status, head.reason, (*kept, *plain_headers()))
+        return with_headers(head, (*kept, *plain_headers()))
 
     def _look(self, data: bytes) -> None:
         if self._events is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from random import random
 from typing import Any, Literal
 
 import attrs
@@ -13,7 +14,7 @@ from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.interfaces import IDownstream, IStickyStore
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
-from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, RequestRecord
+from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, RequestRecord
 from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
 from chutes_autopilot.policy.capability import skipped_header
 from chutes_autopilot.policy.choice import Choice, Chooser
@@ -22,17 +23,20 @@ from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.health import FleetHealth
+from chutes_autopilot.policy.hedging import HedgeBudget
 from chutes_autopilot.policy.model_field import Direct, PreferenceList, check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
 from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
 from chutes_autopilot.policy.reasons import Reasons, reasons
 from chutes_autopilot.policy.request_needs import Need, read_need
+from chutes_autopilot.policy.resilience import begin as begin_resilient
 from chutes_autopilot.policy.retry_shield import BanFuse, ban_refusal, no_retry_headers, wait_when_exhausted
 from chutes_autopilot.policy.stickiness import StickyChoice, after_success, sticky_model
 from chutes_autopilot.relay.call import ChatCall, Client
 from chutes_autopilot.relay.endpoint import CHAT, Endpoint
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
 from chutes_autopilot.relay.explain import Explained
+from chutes_autopilot.relay.resilient_exchange import ResilientExchange
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
 from chutes_autopilot.wire.headers import header_lines
@@ -56,6 +60,7 @@ class RoutingRules:
     :param require_tee: an alias stands for confidential models only.
     :param ban_fuse: a client that the platform's edge has banned is answered here for a while.
     :param spread: whether each client has an order of its own.
+    :param profile: what decided the defaults, for the records.
     """
 
     limits: Limits
@@ -69,6 +74,7 @@ class RoutingRules:
     require_tee: bool = False
     ban_fuse: bool = True
     spread: Literal["off", "rendezvous"] = "off"
+    profile: Literal["standard", "resilient"] = "standard"
 
 
 @attrs.define(eq=False)
@@ -94,6 +100,10 @@ class ChatRelay:
     """Told of every request that is over."""
     endpoint: Endpoint = CHAT
     """Which requests these are."""
+    random: Callable[[], float] = random
+    """Gives numbers from 0 to below 1, for waits that are not to be alike."""
+    hedges: HedgeBudget = attrs.field(factory=HedgeBudget)
+    """How many streams may have a second attempt."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
     _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
 
@@ -124,7 +134,7 @@ class ChatRelay:
             return self._exchange(call, body, record, downstream, open_upstream or self.open_upstream, ended)
         except ApiError as error:
             self._refused(record, error)
-            self.decisions.keep(Explained(record, None), self._owner(call.client))
+            self.decisions.keep(Explained(record, None, self.rules.profile), self._owner(call.client))
             raise
         except Exception:  # noqa: BLE001 - reported
             events.failed_unexpectedly(Failure(), "reading a request")
@@ -141,7 +151,7 @@ class ChatRelay:
 
     def summary(self, exchange: Exchange) -> bytes:
         """What was decided so far, for a header."""
-        return Explained(exchange.record, exchange.route).decision().summary()
+        return Explained(exchange.record, exchange.route, self.rules.profile).decision().summary()
 
     def find(self, request_id: str, client: Client) -> Explained | None:
         """A request of this client's, by its id."""
@@ -182,13 +192,12 @@ class ChatRelay:
                 by_base = {preferred: self.clock.seconds(), **by_base}
         self.sticky.put(exchange.key, after_success(previous, plan, model, by_base))
 
-    def rate_limited(self, exchange: Exchange, limit: RateLimit) -> None:
+    def rate_limited(self, exchange: Exchange, limit: RateLimit, attempt: AttemptRecord) -> None:
         """Count and log a 429 by its kind; a ban is remembered."""
-        record = exchange.record
         self.metrics.rate_limits[limit.kind] += 1
-        record.attempts[-1].detail = limit.kind
-        model = exchange.route.plan.base(record.attempts[-1].model)
-        events.rate_limited(record.request_id, model, limit.kind, SENTENCES[limit.kind])
+        attempt.detail = limit.kind
+        model = exchange.route.plan.base(attempt.model)
+        events.rate_limited(exchange.record.request_id, model, limit.kind, SENTENCES[limit.kind])
         if limit.kind == "edge" and self.rules.ban_fuse:
             self.fuse.banned(exchange.client, limit.retry_after, self.clock.seconds())
 
@@ -198,10 +207,18 @@ class ChatRelay:
             wait = self.wait(exchange)
         elif limit.kind == "edge":
             wait = limit.retry_after or self.fuse.rules.first
+        elif self._failed_over(exchange, limit):
+            wait = limit.retry_after or self.wait(exchange)
         else:
             return b""
         lines = no_retry_headers(wait)
         return header_lines(lines[:1] if b"retry-after" in head.index else lines)
+
+    def _failed_over(self, exchange: Exchange, limit: RateLimit) -> bool:
+        """Whether such a 429 is what remains after every candidate."""
+        rules = self.rules.limits.resilience
+        given_up = rules is not None and rules.rate_limits and exchange.route.plan.mode != "direct"
+        return given_up and rules is not None and limit.moves_on(rules.longest_wait)
 
     def wait(self, exchange: Exchange) -> float:
         """Seconds after which another try makes sense, all candidates having failed."""
@@ -243,12 +260,18 @@ class ChatRelay:
         if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self._owner(call.client), record.received)):
             raise ban_refusal(banned)
         key, previous, route = self._route(call, body, record)
-        self.decisions.keep(Explained(record, route), self._owner(call.client))
+        self.decisions.keep(Explained(record, route, self.rules.profile), self._owner(call.client))
         plan = route.plan
         record.mode = plan.mode
         record.candidates = plan.candidates
         kept_as = None if plan.mode == "direct" else key
-        return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+        if route.resilient is None:
+            return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+        # elsewhere a second attempt would spend what is scarce: sessions with instances
+        hedges = self.hedges if open_upstream is self.open_upstream else None
+        return ResilientExchange(
+            self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended, hedges=hedges
+        )
 
     def _route(self, call: ChatCall, body: ChatBody, record: RequestRecord) -> tuple[bytes, StickyChoice | None, Route]:
         """The client's key, its remembered choice, and the route; one snapshot serves the whole request."""
@@ -292,7 +315,18 @@ class ChatRelay:
         limit = rules.limits.max_attempts
         chooser = Chooser(snapshot, self.health, limit, rules.require_tee)
         choice = chooser.choose(asked, need, client, record.received)
-        state, first = begin(choice.plan, stream=stream, timeouts=rules.limits.timeouts, max_attempts=limit)
+        timeouts = rules.limits.timeouts
+        state, first = begin(choice.plan, stream=stream, timeouts=timeouts, max_attempts=limit)
+        resilient = None
+        if rules.limits.resilience is not None:
+            resilient, _ = begin_resilient(
+                choice.plan,
+                stream=stream,
+                timeouts=timeouts,
+                max_attempts=limit,
+                rules=rules.limits.resilience,
+                context_of=lambda model: snapshot.offers.of(model).context,
+            )
         return Route(
             choice.plan,
             state,
@@ -301,6 +335,7 @@ class ChatRelay:
             frozenset(choice.cooling),
             choice.lasting,
             partial(_reasons, meant, need, client, snapshot, choice),
+            resilient,
         )
 
 

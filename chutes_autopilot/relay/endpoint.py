@@ -23,12 +23,14 @@ class Endpoint:
     :param takes: what its ``model`` may be: ``any`` thing; ``names``: one model or a list, no alias of the gateway;
         ``one`` model, for the body is forwarded as it came.
     :param new_guard: makes what judges whether one of its streams came to its end.
+    :param chunks: its streams are of chunks with choices, whose first meaningful event can be told.
     """
 
     name: str
     path: bytes
     takes: Literal["any", "names", "one"] = "any"
     new_guard: Callable[[], StreamGuard | TypedStreamGuard] = StreamGuard
+    chunks: bool = True
 
     def check(self, asked: ModelField, *, renamed: bool) -> None:
         """Raise ApiError invalid_model where ``model`` asks for what cannot be done here.
@@ -53,5 +55,5 @@ def _unfit(endpoint: Endpoint, fault: str) -> ApiError:
 CHAT = Endpoint("chat", b"/v1/chat/completions")
 COMPLETIONS = Endpoint("completions", b"/v1/completions")
 EMBEDDINGS = Endpoint("embeddings", b"/v1/embeddings", "names")
-RESPONSES = Endpoint("responses", b"/v1/responses", "one", _typed(RESPONSES_ENDS))
-MESSAGES = Endpoint("messages", b"/v1/messages", "one", _typed(MESSAGES_ENDS))
+RESPONSES = Endpoint("responses", b"/v1/responses", "one", _typed(RESPONSES_ENDS), chunks=False)
+MESSAGES = Endpoint("messages", b"/v1/messages", "one", _typed(MESSAGES_ENDS), chunks=False)

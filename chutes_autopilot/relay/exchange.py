@@ -39,6 +39,7 @@ from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
 from chutes_autopilot.policy.rate_limits import RateLimit, read_rate_limit
 from chutes_autopilot.policy.reasons import Reasons
+from chutes_autopilot.policy.resilience import Resilience, Resilient
 from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
@@ -61,12 +62,16 @@ INTERNAL, UNAVAILABLE = 500, 503
 
 @attrs.frozen
 class Limits:
-    """What bounds one request: its attempts, the deadlines of each, seconds until the commit boundary, and after it."""
+    """What bounds one request: its attempts, the deadlines of each, seconds until the commit boundary, and after it.
+
+    :param resilience: further rules of failover; None: there are none.
+    """
 
     max_attempts: int
     timeouts: Timeouts
     request_deadline: float
     patience: Patience
+    resilience: Resilience | None = None
 
 
 @attrs.frozen
@@ -77,6 +82,7 @@ class Route:
     :param cooling: base names of the candidates that cooled down when it was made.
     :param lasting: whether it holds for later requests of the kind.
     :param why: gives the reasons for it.
+    :param resilient: the same first step under further rules, where there are some (policy.resilience).
     """
 
     plan: Plan
@@ -86,6 +92,7 @@ class Route:
     cooling: frozenset[str] = frozenset()
     lasting: bool = True
     why: Callable[[], Reasons] | None = None
+    resilient: Resilient | None = None
 
 
 class _Rules(Protocol):
@@ -116,8 +123,8 @@ class Surroundings(Protocol):
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
 
-    def rate_limited(self, exchange: "Exchange", limit: RateLimit) -> None:
-        """A 429 was relayed."""
+    def rate_limited(self, exchange: "Exchange", limit: RateLimit, attempt: AttemptRecord) -> None:
+        """A 429 was the end of an attempt."""
 
     def shield(self, exchange: "Exchange", head: ResponseHead, limit: RateLimit | None) -> bytes:
         """Header lines for an answer that is not to be asked for again at once."""
@@ -267,9 +274,7 @@ class Exchange:
     def _happened(self, event: Event, data: bytes = b"") -> None:
         self._state, command, failure = step(self._state, event)
         if failure is not None:
-            self._judged("failed" if failure in FAILURE_REASONS else "abandoned")
-            self._record.attempts[-1].failure = failure
-            self._record.attempts[-1].failed = self._relay.clock.seconds()
+            self._attempt_failed(failure, "failed" if failure in FAILURE_REASONS else "abandoned")
         try:
             if data and isinstance(command, Commit | PassBack):
                 self._relay_whole(data)
@@ -277,6 +282,11 @@ class Exchange:
                 self._carry_out(command)
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
+
+    def _attempt_failed(self, failure: str, end: Literal["failed", "abandoned"]) -> None:
+        self._judged(end)
+        self._record.attempts[-1].failure = failure
+        self._record.attempts[-1].failed = self._relay.clock.seconds()
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -295,16 +305,20 @@ class Exchange:
                 self._refuse(error)
 
     def _try(self, command: Try) -> None:
-        model = command.model
         self._head = None
         self._begun = self._relay.clock.seconds()
-        self._relay.health.started(self.route.plan.base(model), self._begun)
+        self._attempt = self._open(command, self, self._begun)
+        self._attempt.start()
+
+    def _open(self, command: Try, observer: IAttemptObserver, now: float) -> IUpstreamAttempt:
+        """An attempt, not yet started, and its record."""
+        model = command.model
+        self._relay.health.started(self.route.plan.base(model), now)
         self._record.attempts.append(AttemptRecord(model))
         call, body = self._call, self._body
         data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
-        request = UpstreamRequest(call.method, call.target, call.fields, data)
-        self._attempt = self._open_upstream(model, request, command.header_timeout, self)
-        self._attempt.start()
+        request = UpstreamRequest(call.method, call.target, call.fields, data, command.fresh)
+        return self._open_upstream(model, request, command.header_timeout, observer)
 
     def _commit(self, head: ResponseHead, limit: RateLimit | None) -> bytes:
         """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own.
@@ -322,11 +336,11 @@ class Exchange:
         if 200 <= head.status < 300:
             failures: dict[str, float] = {}
             if len(record.attempts) > 1:
-                failures = {a.model: a.failed for a in record.attempts if a.failed is not None}
+                failures = self._failures(model)
             self._relay.succeeded(self, model, failures)
         self._committed = True
         own = _OWN % (len(record.attempts), record.request_id.encode())
-        if limit is not None or (head.status == UNAVAILABLE and self.route.plan.mode != "direct"):
+        if limit is not None or (head.status >= INTERNAL and self._gave_up(head.status)):
             own += self._relay.shield(self, head, limit)
         if self._call.client.explain:
             own += b"%b: %b\r\n" % (EXPLAIN, self._relay.summary(self))
@@ -338,11 +352,22 @@ class Exchange:
             own += b"%b: %b\r\n" % (SKIPPED, self.route.skipped)
         return _SELECTED % (model.encode(), own)
 
-    def _relay_body(self) -> None:
-        """Write the held head; from here on the pipe is the attempt's observer."""
+    def _gave_up(self, status: int) -> bool:
+        """Whether this status of a server's error is what remains after every candidate."""
+        return status == UNAVAILABLE and self.route.plan.mode != "direct"
+
+    def _failures(self, _model: str) -> dict[str, float]:
+        """The models that failed before this one answered, and when."""
+        return {a.model: a.failed for a in self._record.attempts if a.failed is not None}
+
+    def _relay_body(self, held: bytes = b"") -> None:
+        """Write the held head; from here on the pipe is the attempt's observer.
+
+        :param held: what has come of the body, which the caller writes.
+        """
         head, attempt, relay = self._head, self._attempt, self._relay
         assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
-        limit = read_rate_limit(head.index, b"", time()) if head.status == RATE_LIMITED else None
+        limit = read_rate_limit(head.index, held, time()) if head.status == RATE_LIMITED else None
         own = self._commit(head, limit)
         patience = relay.rules.limits.patience
         self._call.drop()  # sent for good: a stream may take minutes, and hold it all the while
@@ -361,7 +386,7 @@ class Exchange:
         limit = read_rate_limit(head.index, data, time()) if head.status == RATE_LIMITED else None
         own = self._commit(head, limit)
         if limit is not None:
-            self._relay.rate_limited(self, limit)
+            self._relay.rate_limited(self, limit, self._record.attempts[-1])
         self._downstream.answer(head, own, data)
         self._record.bytes_out = len(data)
         self._finish("complete", None)
@@ -418,7 +443,8 @@ class Exchange:
             record.bytes_out = self._pipe.bytes_relayed
             self._measure(self._pipe)
             if self._head is not None and self._head.status == RATE_LIMITED:
-                self._relay.rate_limited(self, read_rate_limit(self._head.index, self._pipe.beginning(), time()))
+                limit = read_rate_limit(self._head.index, self._pipe.beginning(), time())
+                self._relay.rate_limited(self, limit, record.attempts[-1])
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.
         if self._attempt is not None:

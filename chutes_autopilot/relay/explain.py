@@ -4,6 +4,7 @@ import attrs
 
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, Followed
+from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.exchange import Route
 
 
@@ -16,6 +17,7 @@ class Explained:
 
     record: RequestRecord
     route: Route | None
+    profile: str = "standard"
 
     @property
     def request_id(self) -> str:
@@ -30,7 +32,7 @@ class Explained:
             record.request_id,
             record.received,
             record.stream,
-            "standard",
+            self.profile,
             None if route is None or route.why is None else route.why(),
             self._attempts(),
             None if selected is None else self._base(selected),
@@ -47,7 +49,11 @@ class Explained:
         started, last = record.first_attempt, len(record.attempts) - 1
         for place, attempt in enumerate(record.attempts):
             followed: Followed | None = "next"
-            if place == last:
+            if attempt.failure == HEDGE_LOST:
+                followed = "outrun"
+            elif place < last and record.attempts[place + 1].model == attempt.model:
+                followed = "again"
+            elif place == last:
                 followed = "committed" if record.selected is not None else None
                 if followed is None and record.outcome is not None:
                     followed = "client_left" if record.outcome == "client_gone" else "gave_up"
@@ -57,13 +63,14 @@ class Explained:
             views.append(
                 AttemptView(
                     self._base(attempt.model),
-                    self._since(started) or 0.0,
+                    self._since(attempt.started or started) or 0.0,
                     self._since(attempt.failed or record.ended),
                     attempt.status,
                     failure,
                     followed,
                     attempt.detail,
                     sent=attempt.model,
+                    waited=attempt.waited,
                 )
             )
             started = attempt.failed

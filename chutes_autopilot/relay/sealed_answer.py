@@ -25,6 +25,7 @@ from chutes_autopilot.policy.failover import (
 from chutes_autopilot.relay.answer_filter import AnswerFilter
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
+from chutes_autopilot.wire.reworded import reworded
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
 THREAD_BYTES = 256 * 1024
@@ -276,7 +277,8 @@ class SealedAnswer(AnswerFilter):
         head = self._upstream_head
         assert head is not None  # noqa: S101 - the state follows a head
         retry_after = next((value for name, value in head.headers if name.lower() == b"retry-after"), None)
-        error = generic_upstream_error(head.status, b"".join(self._pieces), retry_after)
+        said = b"".join(self._pieces)
+        error = generic_upstream_error(head.status, said, retry_after)
         self._over()
         body = error.body()
         headers = (
@@ -286,7 +288,7 @@ class SealedAnswer(AnswerFilter):
             *plain_headers(),
             *error.headers,
         )
-        self.observer.answer(ResponseHead(error.status, b"Upstream Error", headers), body)
+        self.observer.answer(reworded(head, said, ResponseHead(error.status, b"Upstream Error", headers)), body)
 
     def _refuse(self, error: ApiError, *, retry: bool, reason: str | None = None) -> None:
         self.abort()

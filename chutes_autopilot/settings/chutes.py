@@ -315,9 +315,11 @@ CHUTES_SETTINGS: tuple[Setting, ...] = (
         "CHUTES_E2EE_INSTANCE_429",
         "relay",
         "relay or next-instance",
-        "What happens when an instance is too busy: its 429 is passed on, or the next instance is tried.",
+        "What happens when an instance is too busy: its 429 is passed on, or the next instance is tried "
+        "(resilient: next-instance).",
         "next-instance",
         one_of("relay", "next-instance"),
+        resilient="next-instance",
     ),
     Setting(
         "CHUTES_E2EE_MAX_INSTANCE_TRIES",

@@ -8,13 +8,14 @@ from chutes_autopilot.policy.alias_file import AliasFile, read_alias_file
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
 from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
 from chutes_autopilot.settings.gateway import GATEWAY_SETTINGS
+from chutes_autopilot.settings.resilience import PROFILE, RESILIENCE_SETTINGS
 from chutes_autopilot.settings.values import Setting, Settings, SettingsError
 
 MASK = "********"
 
 _PER_SECOND = {"ms": 1000, "min": 1 / 60}
 
-SETTINGS: tuple[Setting, ...] = (*GATEWAY_SETTINGS, *CHUTES_SETTINGS, *EXPLORER_SETTINGS)
+SETTINGS: tuple[Setting, ...] = (*GATEWAY_SETTINGS, *RESILIENCE_SETTINGS, *CHUTES_SETTINGS, *EXPLORER_SETTINGS)
 """Every setting, in the order of the documentation."""
 
 
@@ -27,9 +28,11 @@ def read_settings(environ: Mapping[str, str], read_file: Callable[[str], str]) -
     """
     values: dict[str, Any] = {}
     faults: dict[str, str] = {}
+    resilient = environ.get(PROFILE.name, "").strip().lower() == "resilient"
     for setting in SETTINGS:
         given = environ.get(setting.name, "")
-        text = (given if setting.secret else given.strip()) if given.strip() else setting.default
+        default = setting.resilient if resilient and setting.resilient is not None else setting.default
+        text = (given if setting.secret else given.strip()) if given.strip() else default
         try:
             values[setting.field] = setting.parse(text)
         except ValueError as fault:

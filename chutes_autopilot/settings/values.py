@@ -35,6 +35,7 @@ class Setting:
     :param example: a legal value unlike the default.
     :param parse: text to value; raises ValueError saying what is allowed.
     :param secret: its value is never shown, and may be given in a file instead: the setting of this name and _FILE.
+    :param resilient: the default with AUTOPILOT_PROFILE=resilient, where that is another; the effect says so.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Setting:
     example: str
     parse: Callable[[str], Any] = attrs.field(repr=False)
     secret: bool = False
+    resilient: str | None = None
 
     @property
     def field(self) -> str:
@@ -107,6 +109,15 @@ class Settings:
     log_level: Literal["debug", "info", "warn", "error"]
     log_format: Literal["text", "json"]
     ssl_cert_file: str | None
+    autopilot_profile: Literal["standard", "resilient"]
+    first_event_commit: bool
+    first_event_timeout: float
+    server_error_failover: bool
+    same_model_retries: int
+    context_length_failover: bool
+    rate_limit_retry: bool
+    retry_after_max: float
+    hedge: bool
     chutes_enabled: bool
     chutes_base_url: str
     chutes_api_key: bytes | None = attrs.field(repr=False)

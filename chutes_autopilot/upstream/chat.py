@@ -21,12 +21,14 @@ class UpstreamRequest:
     """What is sent: method and target as the client gave them, the filtered header lines, the body's bytes.
 
     :param body: in pieces, so that a large one is copied once, when it is sent.
+    :param fresh: on a new connection, for it was lost on another.
     """
 
     method: bytes
     target: bytes
     fields: bytes
     body: tuple[bytes, ...]
+    fresh: bool = False
 
 
 _SENT = UpstreamRequest(b"", b"", b"", ())
@@ -67,12 +69,13 @@ class ChatAttempt:
     _cancel_connecting: Callable[[], None] | None = None
     _deadline: Deadline | None = None
     _reused = False
+    _repeated = False
     _head_seen = False
     _sent_at = 0.0
 
     def start(self) -> None:
         """Send the request, on an idle connection where there is one."""
-        idle = self._pool.take_idle(self._backend)
+        idle = None if self._request.fresh else self._pool.take_idle(self._backend)
         if idle is None:
             self._connect()
         else:
@@ -109,7 +112,7 @@ class ChatAttempt:
 
     def _not_connected(self) -> None:
         self._cancel_connecting = None
-        self.observer.failed(ConnectFailed())
+        self.observer.failed(ConnectFailed(self._repeated))
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._cancel_connecting = None
@@ -176,6 +179,7 @@ class ChatAttempt:
         stale = self._reused and self._deadlines.now() - self._sent_at <= STALE_SECONDS
         if stale and connection is not None and connection.silent:
             self._reused = False
+            self._repeated = True
             self._connect()
             return
-        self.observer.failed(Lost() if self._head_seen else ConnectFailed())
+        self.observer.failed(Lost() if self._head_seen else ConnectFailed(self._repeated))

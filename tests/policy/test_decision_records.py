@@ -115,6 +115,7 @@ def test_the_record_as_json() -> None:
         "failure": None,
         "detail": None,
         "probe": False,
+        "waited_ms": None,
         "followed": "committed",
     }
     assert (shown["selected"], shown["first_byte_ms"], shown["total_ms"]) == ("e", 900, 2000)

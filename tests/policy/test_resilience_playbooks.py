@@ -226,6 +226,17 @@ def test_each_part_can_be_left_off(events: list[Happening], off: dict[str, bool]
     assert play(start("a", "b", rules=attrs.evolve(ALL, **off))[0], *events)[1] == [PassBack()]
 
 
+def test_a_request_that_was_sent_twice_has_had_one_of_its_tries() -> None:
+    """A kept-alive connection was lost, and then a new one as well; what is tried again gets a new one at once."""
+    twice = ConnectFailed(repeated=True)
+    done = play(start("a", "b")[0], twice, twice)[1]
+    assert done == [AGAIN, "b"]
+    for event, fresh in ((ConnectFailed(), True), (Lost(), True), (Head(502), False)):
+        command = step(start("a", "b")[0], event)[1]
+        assert isinstance(command, Wait)
+        assert command.then.fresh == fresh
+
+
 def test_without_tries_on_the_same_model_the_next_comes_at_once() -> None:
     """SAME_MODEL_RETRIES=0."""
     state, _ = start("a", "b", rules=attrs.evolve(ALL, same_model_retries=0))

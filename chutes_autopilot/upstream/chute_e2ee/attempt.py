@@ -28,6 +28,7 @@ from chutes_autopilot.upstream.chute_e2ee.pools import Session
 from chutes_autopilot.upstream.chute_e2ee.refusals import answer_head, refusal, relayed_answer
 from chutes_autopilot.upstream.chute_e2ee.retries import Retries, heed
 from chutes_autopilot.wire.http1 import ResponseHead
+from chutes_autopilot.wire.reworded import reworded
 
 THREAD_BYTES = 256 * 1024
 """Larger bodies are sealed and opened in a thread."""
@@ -66,6 +67,7 @@ class ChuteAttempt:
         self._holds_session = False
         self._retries = Retries(terms)
         self._earlier: tuple[Refusal, bytes] | None = None
+        self._said: tuple[ResponseHead, bytes] | None = None
         self._stale = False
         self._invocation: Invocation | None = None
         self._secret: ResponseSecret | None = None
@@ -117,7 +119,7 @@ class ChuteAttempt:
         """Drop the attempt in whatever phase it is; the observer hears nothing more. Harmless when it is over."""
         self._state = "over"
         self._release()
-        self._secret = self._opener = None
+        self._secret = self._opener = self._said = None
         self._pieces.clear()
         cancel_waiting, self._cancel_waiting = self._cancel_waiting, None
         if cancel_waiting is not None:
@@ -287,7 +289,9 @@ class ChuteAttempt:
     def _judge(self) -> None:
         head, session, invocation = self._head, self._session, self._invocation
         assert head is not None and session is not None  # noqa: S101, PT018 - it was sent, and the state follows a head
-        row = judge(head.status, detail_of(b"".join(self._pieces)))
+        said = b"".join(self._pieces)
+        row = judge(head.status, detail_of(said))
+        self._said = head, said
         retry_after = next((value for name, value in head.headers if name.lower() == b"retry-after"), b"")
         self._pieces.clear()
         self._link.counted(row.code)
@@ -305,7 +309,10 @@ class ChuteAttempt:
 
     def _give_up(self, row: Refusal, retry_after: bytes) -> None:
         if row.answer == "rate_limit" or row.answer == "request":
-            self._report(*relayed_answer(row.answer, row.code, retry_after))
+            own, body = relayed_answer(row.answer, row.code, retry_after)
+            if self._said is not None and self._said[0].status == own.status:
+                own = reworded(*self._said, own)
+            self._report(own, body)
         else:
             self._fail(refusal(row.answer, retry=row.then != "stop", reason=row.code))
 
