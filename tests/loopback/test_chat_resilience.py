@@ -120,6 +120,22 @@ async def test_a_client_that_leaves_while_nothing_is_tried(
     assert len(scripted.requests) == 1
 
 
+async def test_a_slow_model_is_outrun_by_another(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
+    """Once its pace is known and a hedge is saved up; the connection to the slow one is closed."""
+    gateway = await start_gateway(HEDGE="true")
+    slow: list[UpstreamSide] = []
+    scripted.scripts["a/A"] = streamed(ROLE, TEXT, END)
+    for _ in range(20):
+        assert (await gateway.chat(STREAM)).header("x-chutes-autopilot-attempts") == "1"
+    scripted.scripts["a/A"] = slow.append
+    scripted.scripts["b/B"] = streamed(ROLE, TEXT, END)
+    response = await gateway.chat(STREAM)
+    assert (response.status, response.body) == (200, ROLE + TEXT + END)
+    assert response.header("x-chutes-autopilot-selected") == "b/B"
+    await slow[0].lost
+    assert (await gateway.metrics())['failover_reason_total{reason="hedge_lost"}'] == 1
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 async def test_the_chutes_route_too(scripted: ScriptedUpstream, start_gateway: StartGateway, sealed: bool) -> None:
     """In clear or encrypted to the service: an error inside a stream, a full model, an answer."""
