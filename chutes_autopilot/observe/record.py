@@ -17,6 +17,7 @@ class AttemptRecord:
     :param detail: of which kind a 429 is (policy.rate_limits).
     :param started: when it began, where that was not at once after the one before.
     :param waited: seconds for which nothing was tried after it.
+    :param probe: it found out whether a cooling model works again.
     """
 
     model: str
@@ -26,6 +27,7 @@ class AttemptRecord:
     detail: str | None = None
     started: float | None = None
     waited: float | None = None
+    probe: bool = False
 
     def __str__(self) -> str:
         """Its model and what became of it, in few words."""

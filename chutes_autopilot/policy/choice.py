@@ -53,6 +53,8 @@ class Choice:
     :param incapable: base names of models left out, by requirement (policy.capability.REQUIREMENTS).
     :param cooling: base names of candidates in their cooldown; all of them are tried where there are no others.
     :param skipped: entries of the client's own list that are left out, by reason; empty for the alias.
+    :param order: the own measurement by which it is sorted, wholly or in part; empty for none.
+    :param measured: what was measured then of the candidates, by base name: seconds, or tokens per second.
     :param lasting: whether it holds for every request of this kind until the snapshot or what cools down changes.
     """
 
@@ -61,6 +63,8 @@ class Choice:
     incapable: Mapping[str, str] = _NOTHING
     cooling: tuple[str, ...] = ()
     skipped: Mapping[str, str] = _NOTHING
+    order: Order = ""
+    measured: Mapping[str, float] = MappingProxyType({})
     lasting: bool = True
 
 
@@ -114,13 +118,16 @@ class Chooser:
             plan = make_plan(mode, _in_order(entries, available.candidates), sticky, limit=self.limit)
             plan = evolve(plan, preferred=preferred.preferred, bases={**preferred.bases, **plan.bases})
         cooling = dict.fromkeys(available.cooling if not available.forced else (), "cooling")
+        sorted_by = _sorted_by(asked)
         return Choice(
             plan,
             {name: part for name, part in unwanted.items() if name not in by_base(entries)},
             able.skipped,
             available.cooling,
             _named(asked, {**able.skipped, **cooling}),
-            lasting=not (order or client.spread_by is not None or _is_measured(asked)),
+            sorted_by,
+            self._measurements(entries, sorted_by, now) if sorted_by else MappingProxyType({}),
+            lasting=not sorted_by and client.spread_by is None,
         )
 
     def _wanted(self, models: tuple[str, ...], wanted: Wanted) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -138,6 +145,10 @@ class Chooser:
         if order == "fast":
             return self.health.by_first_token(names, now)
         return self.health.by_throughput(names, now) if order == "throughput" else names
+
+    def _measurements(self, entries: Sequence[Direct], order: Order, now: float) -> Mapping[str, float]:
+        found = ((entry.base, self.health.measured(entry.base, order, now)) for entry in entries)
+        return {name: value for name, value in found if value is not None}
 
     def _refuse(self, unwanted: Mapping[str, str], asked: Alias | PreferenceList) -> NoReturn:
         """There are models, and an alias wants none of them: the request's fault, unless the operator narrows it."""
@@ -159,10 +170,12 @@ def _in_order(entries: Sequence[Direct], bases: Sequence[str]) -> tuple[Direct, 
     return tuple(found[base] for base in bases)
 
 
-def _is_measured(asked: Alias | PreferenceList) -> bool:
-    """Whether an alias in it is ordered by measurements, which change with every answer."""
-    items = asked.items if isinstance(asked, PreferenceList) else (asked,)
-    return any(isinstance(item, Alias) and item.wanted.order for item in items)
+def _sorted_by(asked: Alias | PreferenceList) -> Order:
+    """The measurement, which changes with every answer, that orders the list, or else the first such alias in it."""
+    if isinstance(asked, Alias):
+        return asked.wanted.order
+    inside = (item.wanted.order for item in asked.items if isinstance(item, Alias) and item.wanted.order)
+    return asked.order or next(inside, "")
 
 
 def _named(asked: ModelField, left_out: Mapping[str, str]) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import attrs
 
-from chutes_autopilot.policy.reasons import MAX_NAME, Reasons
+from chutes_autopilot.policy.reasons import MAX_NAME, SORTED_BY, Reasons
 
 MAX_ATTEMPTS = 16
 """How many attempts are told of."""
@@ -149,6 +149,8 @@ class Decision:
         if chosen is not None and chosen.ranked is not None:
             yield f"place={chosen.place}"
             yield f"score={chosen.ranked.score:.2f}"
+        if why.sorted_by:
+            yield f"sorted={SORTED_BY[why.sorted_by]}"
         if why.sticky is not None:
             yield f"sticky={why.sticky_effect}"
         for verdict in ("incapable", "unwanted", "cooling"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from chutes_autopilot.policy.aliases import Order
 from chutes_autopilot.policy.cooldown import Cooldown, CooldownRules
 
 WEIGHT = 0.2
@@ -195,16 +196,23 @@ class FleetHealth:
 
     def by_first_token(self, models: Iterable[str], now: float) -> tuple[str, ...]:
         """The models with the fastest first tokens first, then the unmeasured ones in their order."""
-        return self._sorted(models, lambda health: health.first_token.fresh(now))
+        return self._sorted(models, lambda name: self.measured(name, "fast", now))
 
     def by_throughput(self, models: Iterable[str], now: float) -> tuple[str, ...]:
         """The models with the most tokens per second first, then the unmeasured ones in their order."""
 
-        def slowness(health: ModelHealth) -> float | None:
-            speed = health.tokens_per_second.fresh(now)
+        def slowness(name: str) -> float | None:
+            speed = self.measured(name, "throughput", now)
             return None if speed is None else -speed
 
         return self._sorted(models, slowness)
+
+    def measured(self, model: str, order: Order, now: float) -> float | None:
+        """What an order goes by: seconds to the first token, or tokens per second; None where it is not known."""
+        health = self._models.get(model)
+        if health is None or not order:
+            return None
+        return (health.first_token if order == "fast" else health.tokens_per_second).fresh(now)
 
     def slow_first_token(self, model: str) -> float | None:
         """The 95th percentile of a model's time to its first token, None where it is not known."""
@@ -215,12 +223,11 @@ class FleetHealth:
         """What may be shown of every model, by name."""
         return {name: health.as_json(now) for name, health in sorted(self._models.items())}
 
-    def _sorted(self, models: Iterable[str], key: Callable[[ModelHealth], float | None]) -> tuple[str, ...]:
+    def _sorted(self, models: Iterable[str], key: Callable[[str], float | None]) -> tuple[str, ...]:
         measured: list[tuple[float, str]] = []
         rest: list[str] = []
         for name in models:
-            health = self._models.get(name)
-            value = None if health is None else key(health)
+            value = key(name)
             if value is None:
                 rest.append(name)
             else:

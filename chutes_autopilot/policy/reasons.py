@@ -4,10 +4,12 @@ It is made once for a route and shared by all its requests.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import attrs
 
+from chutes_autopilot.policy.aliases import Order
 from chutes_autopilot.policy.ranking import Ranked
 
 MAX_CANDIDATES = 32
@@ -25,21 +27,31 @@ StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "co
 ``gone``: it is no candidate any more. Else it is left out for that reason."""
 
 
+SORTED_BY: Mapping[Order, str] = MappingProxyType({"fast": "first_token", "throughput": "tokens_per_second"})
+"""What an order goes by, as it is told."""
+
+
 @attrs.frozen
 class CandidateView:
-    """One model: its place in the ranking (1 is best; None where it is not ranked), and what became of it."""
+    """One model: its place in the ranking (1 is best; None where it is not ranked), and what became of it.
+
+    :param measured: what it was sorted by, Reasons.sorted_by: seconds, or tokens per second; None where unknown.
+    """
 
     model: str
     verdict: Verdict
     reason: str | None = None
     place: int | None = None
     ranked: Ranked | None = None
+    measured: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it, the score in its parts."""
         found: dict[str, Any] = {"model": self.model, "verdict": self.verdict}
         if self.reason is not None:
             found["reason"] = self.reason
+        if self.measured is not None:
+            found["measured"] = round(self.measured, 4)
         if self.ranked is not None:
             ranked = self.ranked
             found |= {"place": self.place, "score": round(ranked.score, 4)}
@@ -62,6 +74,7 @@ class Reasons:
     :param sticky: base name of the client's remembered choice.
     :param needs: names of policy.capability.REQUIREMENTS.
     :param snapshot: the id of the snapshot that was looked at.
+    :param sorted_by: the own measurement that the order goes by; empty where it is the ranking's or the client's.
     """
 
     asked: str
@@ -74,6 +87,7 @@ class Reasons:
     spread: bool = False
     needs: tuple[str, ...] = ()
     snapshot: int = 0
+    sorted_by: Order = ""
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
@@ -85,6 +99,7 @@ class Reasons:
             "snapshot": self.snapshot,
             "sticky": {"model": self.sticky, "effect": self.sticky_effect},
             "order": list(self.planned),
+            "sorted_by": SORTED_BY.get(self.sorted_by),
             "candidates": [candidate.as_json() for candidate in self.candidates],
             "omitted": self.omitted,
         }
@@ -104,6 +119,8 @@ def reasons(
     spread: bool = False,
     needs: tuple[str, ...] = (),
     snapshot: int = 0,
+    sorted_by: Order = "",
+    measured: Mapping[str, float] = MappingProxyType({}),
 ) -> Reasons:
     """Put together what the steps of routing found; all names are base names.
 
@@ -112,6 +129,7 @@ def reasons(
     :param incapable: left out, by requirement.
     :param unwanted: left out, by part of the alias.
     :param cooling: in their cooldown; one that is planned all the same is told of as cooling.
+    :param measured: what `sorted_by` goes by.
     :param gave_way: the sticky choice was not taken because the preferred order is tried again.
     """
     places = {ranked.model: (place, ranked) for place, ranked in enumerate(ranking, 1)}
@@ -127,7 +145,7 @@ def reasons(
         elif name in cooling:
             verdict, reason = "cooling", "failed repeatedly"
         place, ranked = places.get(name, (None, None))
-        return CandidateView(name[:MAX_NAME], verdict, reason, place, ranked)
+        return CandidateView(name[:MAX_NAME], verdict, reason, place, ranked, measured.get(name))
 
     shown = tuple(view(name) for name, _ in zip(names, range(MAX_CANDIDATES), strict=False))
     return Reasons(
@@ -141,6 +159,7 @@ def reasons(
         spread,
         needs,
         snapshot,
+        sorted_by,
     )
 
 

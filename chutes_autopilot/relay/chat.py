@@ -355,6 +355,8 @@ def _reasons(asked: str, need: Need, client: ClientState, snapshot: Snapshot, ch
         spread=client.spread_by is not None,
         needs=need.requires,
         snapshot=snapshot.id,
+        sorted_by=choice.order,
+        measured=choice.measured,
     )
 
 

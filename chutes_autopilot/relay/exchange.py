@@ -313,8 +313,10 @@ class Exchange:
     def _open(self, command: Try, observer: IAttemptObserver, now: float) -> IUpstreamAttempt:
         """An attempt, not yet started, and its record."""
         model = command.model
-        self._relay.health.started(self.route.plan.base(model), now)
-        self._record.attempts.append(AttemptRecord(model))
+        attempt = AttemptRecord(model)
+        if self._relay.health.started(self.route.plan.base(model), now):
+            attempt.probe = True
+        self._record.attempts.append(attempt)
         call, body = self._call, self._body
         data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
         request = UpstreamRequest(call.method, call.target, call.fields, data, command.fresh)

@@ -69,6 +69,7 @@ class Explained:
                     failure,
                     followed,
                     attempt.detail,
+                    probe=attempt.probe,
                     sent=attempt.model,
                     waited=attempt.waited,
                 )

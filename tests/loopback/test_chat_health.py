@@ -9,6 +9,7 @@ from loopback_peers import ScriptedUpstream, StartGateway, answer
 from chutes_autopilot.settings import read_settings
 
 ALIAS = "chutesai/AutoPilot"
+OPERATOR = {"ADMIN_TOKEN": "operator-0123456789"}
 BUSY = answer(b"busy", b"503 Service Unavailable")
 
 
@@ -22,7 +23,7 @@ async def test_a_failing_model_cools_down_and_comes_back_by_a_probe(
     scripted: ScriptedUpstream, start_gateway: StartGateway
 ) -> None:
     """After so many failures it is asked no more, then by one request again; its clients come back to it."""
-    gateway = await start_gateway(COOLDOWN_FAILURES="2", COOLDOWN_MS="1000", STICKY_FAILBACK_MS="1")
+    gateway = await start_gateway(COOLDOWN_FAILURES="2", COOLDOWN_MS="1000", STICKY_FAILBACK_MS="1", **OPERATOR)
     scripted.scripts["a/A"] = BUSY
     for session in (b"1", b"2", b"3", b"4"):
         answered = await gateway.chat({"model": ALIAS}, b"x-session-id: " + session)
@@ -34,6 +35,9 @@ async def test_a_failing_model_cools_down_and_comes_back_by_a_probe(
     while (await gateway.chat({"model": ALIAS})).header("x-chutes-autopilot-selected") != "a/A":
         pass
     assert (await gateway.chat({"model": "a/A,c/C"})).header("x-chutes-autopilot-selected") == "a/A"
+    told = json.loads((await gateway.get("/v1/autopilot/decisions", b"Authorization: Bearer operator-0123456789")).body)
+    attempts = [attempt for decision in told["decisions"] for attempt in decision["attempts"]]
+    assert [(attempt["model"], attempt["status"]) for attempt in attempts if attempt["probe"]] == [("a/A", 200)]
 
 
 async def test_a_model_that_only_errors_is_left_alone_too(

@@ -191,6 +191,9 @@ def test_own_measurements_order_what_asks_for_them(model: str, candidates: str) 
         health.streamed(name, 10, 10, pace, 99.0)
     choice = chosen(model, health=health, sticky=None if "," in model else "text")
     assert (choice.plan.candidates, choice.lasting) == (tuple(candidates.split()), False)
+    fast = "throughput" not in model.lower()
+    assert choice.order == ("fast" if fast else "throughput")
+    assert choice.measured == pytest.approx({"long": 0.1, "short": 0.5} if fast else {"long": 4.5, "short": 9.0})
 
 
 def test_a_client_may_have_an_order_of_its_own() -> None:

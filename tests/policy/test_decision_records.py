@@ -55,6 +55,18 @@ def test_the_score_comes_in_its_parts() -> None:
     }
 
 
+def test_an_order_by_own_measurements_says_what_it_went_by() -> None:
+    """The kind of measurement, and the value of every candidate that has one."""
+    found = why(sorted_by="throughput", measured={"c": 41.5, "a": 7.0})
+    assert {c["model"]: c.get("measured") for c in found.as_json()["candidates"]} == {
+        **dict.fromkeys("bdef"),
+        "a": 7.0,
+        "c": 41.5,
+    }
+    assert (found.as_json()["sorted_by"], why().as_json()["sorted_by"]) == ("tokens_per_second", None)
+    assert b"; sorted=tokens_per_second; " in attrs.evolve(COMPLETE, reasons=found).summary()
+
+
 def test_a_direct_model_stands_alone() -> None:
     """Other models are no candidates for it, and it need not be ranked."""
     found = why(mode="direct", planned=("x",), incapable={}, unwanted={}, cooling=())
