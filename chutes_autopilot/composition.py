@@ -181,6 +181,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             lambda: connections.draining,
             metrics,
             trust_root,
+            [relay] if chutes_relay is relay else [relay, chutes_relay],
             demo=demo,
         )
         for each in relays:

@@ -1,7 +1,7 @@
 """The models explorer put together: settings become its cache, history, merged truth, routes and streams."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import random
@@ -18,6 +18,7 @@ from chutes_autopilot.control.refresh import BodyListener
 from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
 from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
+from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.explorer_live.listing import ListingRefresh
 from chutes_autopilot.explorer_live.live import Live
 from chutes_autopilot.explorer_live.live_topics import live_topics
@@ -32,12 +33,12 @@ from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings, SettingsError
 from chutes_autopilot.storage.disk_cache import DiskCache, InThread
 from chutes_autopilot.storage.history import HistoryStore
 from chutes_autopilot.storage.webhook_queue import WebhookQueue
 from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
-from chutes_autopilot.web.explorer import live as live_page
 from chutes_autopilot.web.explorer.feed import Feed
 from chutes_autopilot.web.explorer.pages import ExplorerPages
 from chutes_autopilot.web.explorer.parts import ExplorerParts
@@ -76,11 +77,13 @@ def build_explorer(
     draining: Callable[[], bool],
     metrics: Metrics,
     trust_root: Any,
+    relays: Sequence[ChatRelay],
     *,
     demo: bool = False,
 ) -> Explorer:
     """The explorer, switched on; what it needs to run is made a part of ``service``.
 
+    :param relays: what requests are routed by; all keep the same decisions.
     :param draining: whether the service is about to stop: nobody may go on to follow it then.
     :param demo: keep nothing of what is simulated.
     """
@@ -93,8 +96,11 @@ def build_explorer(
     truth = Truth(sources, settings.merge_fuzzy, in_thread, now)
     recorder = Recorder(history)
     minutes = MinuteByMinute(recorder, history, truth, sources, snapshots, reactor, now)
-    measurements = Measurements(partial(_listed, snapshots), recorder.failed_over)
-    live = Live(reactor, live_topics(snapshots, measurements, truth, sources), settings.explorer_max_streams, draining)
+    listed = partial(_listed, snapshots)
+    measurements = Measurements(listed, recorder.failed_over, [relay.health for relay in relays], now)
+    decided = Decided(relays[0].decisions, listed)
+    topics = live_topics(snapshots, measurements, truth, sources, decided)
+    live = Live(reactor, topics, settings.explorer_max_streams, draining)
     document = listing_document(FULL_LISTING, settings.chutes_api_base_url)
     listing = ListingRefresh(documents, document, sources, reactor, now)
     refresh = PeriodicRefresh(listing.refresh_until_known, settings.cache_duration, reactor, random)
@@ -111,7 +117,7 @@ def build_explorer(
         snapshots=snapshots,
         documents=documents,
         history=history,
-        pages=_pages(snapshots, sources, truth, minutes, measurements, now),
+        pages=_pages(snapshots, sources, truth, minutes, measurements, decided, now),
         in_thread=in_thread,
         now=now,
         chutes_api_base_url=settings.chutes_api_base_url,
@@ -216,6 +222,7 @@ def _pages(
     truth: Truth,
     minutes: MinuteByMinute,
     measurements: Measurements,
+    decided: Decided,
     now: Callable[[], float],
 ) -> ExplorerPages:
     def freshness() -> Sequence[Freshness]:
@@ -229,15 +236,6 @@ def _pages(
             for each in sources.all()
         ]
 
-    def measured() -> Mapping[str, live_page.Measured]:
-        return {
-            model: live_page.Measured(each.requests, each.failures, each.ttft)
-            for model, each in measurements.measured().items()
-        }
-
-    def failovers() -> Sequence[live_page.Failover]:
-        return [live_page.Failover(each.at, each.model, each.next_model, each.why) for each in measurements.failovers()]
-
     return ExplorerPages(
         truth=lambda: None if truth.current is None else truth.current.merged,
         ranking=lambda: snapshots.current,
@@ -246,6 +244,8 @@ def _pages(
         changes=truth.recent,
         now=now,
         files=StaticFiles.load(),
-        measured=measured,
-        failovers=failovers,
+        measured=measurements.measured,
+        failovers=measurements.failovers,
+        picks=decided.picks,
+        totals=decided.totals,
     )

@@ -1,11 +1,14 @@
-"""The topics that the explorer tells of: the ranking, what is measured, failovers, changes, and freshness."""
+"""The topics that the explorer tells of: the ranking, what is measured, picks, failovers, changes, and freshness."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from chutes_autopilot.control.snapshots import Snapshots
+from chutes_autopilot.explorer.picks import Pick
+from chutes_autopilot.explorer.picks import sentence as sentence_of_pick
 from chutes_autopilot.explorer.reasons import score_parts, sentence
-from chutes_autopilot.explorer_live.measured import Failover, Measurements
+from chutes_autopilot.explorer_live.decided import Decided
+from chutes_autopilot.explorer_live.measured import Failover, Measured, Measurements
 from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.topics import Json, Occurrences, Table, Topic, up_to
 from chutes_autopilot.explorer_live.truth import Truth, utc_text
@@ -15,12 +18,19 @@ RANKING_ROWS = 200
 """Candidates that are told of, the best ones."""
 
 
-def live_topics(snapshots: Snapshots, measurements: Measurements, truth: Truth, sources: Sources) -> tuple[Topic, ...]:
+PICK_ROWS = 12
+"""Requests that are told of, the last ones."""
+
+
+def live_topics(
+    snapshots: Snapshots, measurements: Measurements, truth: Truth, sources: Sources, decided: Decided
+) -> tuple[Topic, ...]:
     """All topics, in the order in which a new subscriber hears of them.
 
     ==========  =========  =====================================================================================
     ranking     table      the router's snapshot: place, score with its parts, and why, by model
     measured    table      what this service itself saw of each model
+    picks       table      the last requests: what was tried, what came of it and why, nothing of who asked
     failovers   occurring  attempts that failed before the first byte
     changes     occurring  what happened to models, as in explorer.changes
     freshness   table      state and time of each source
@@ -34,15 +44,10 @@ def live_topics(snapshots: Snapshots, measurements: Measurements, truth: Truth, 
         return {"snapshot": snapshot.id, "candidates": len(snapshot.ranking)}, {row["model"]: row for row in rows}
 
     def measured() -> tuple[Json, Mapping[str, Json]]:
-        return {}, {
-            model: {
-                "model": model,
-                "requests": each.requests,
-                "failures": each.failures,
-                "time_to_first_token": None if each.ttft is None else round(each.ttft, 4),
-            }
-            for model, each in measurements.measured().items()
-        }
+        return {}, {model: measured_row(model, each) for model, each in measurements.measured().items()}
+
+    def picks() -> tuple[Json, Mapping[str, Json]]:
+        return {"requests": decided.seen}, {str(pick.number): _pick(pick) for pick in decided.picks(PICK_ROWS)}
 
     def freshness() -> tuple[Json, Mapping[str, Json]]:
         return {"truth": None if truth.current is None else truth.current.id}, {
@@ -57,7 +62,8 @@ def live_topics(snapshots: Snapshots, measurements: Measurements, truth: Truth, 
 
     return (
         Table("ranking", lambda: snapshots.current.id, ranking),
-        Table("measured", lambda: measurements.version, measured),
+        Table("measured", measurements.stamp, measured),
+        Table("picks", lambda: (decided.seen, measurements.version), picks),
         Occurrences(
             "failovers",
             lambda: measurements.failovers_seen,
@@ -86,6 +92,41 @@ def ranking_row(ranking: tuple[Ranked, ...], place: int) -> dict[str, Any]:
         "utilization": round(ranked.utilization, 3),
         "rate_limit": round(ranked.rate_limit, 4),
         "why": sentence(ranking, place),
+    }
+
+
+def measured_row(model: str, measured: Measured) -> dict[str, Any]:
+    """What was seen of one model, as it is told of; times in seconds."""
+    return {
+        "model": model,
+        "requests": measured.requests,
+        "failures": measured.failures,
+        "time_to_first_token": _rounded(measured.ttft, 4),
+        "time_to_first_token_p95": _rounded(measured.ttft_p95, 4),
+        "time_between_events": _rounded(measured.between_events, 4),
+        "tokens_per_second": _rounded(measured.tokens_per_second, 1),
+        "cooling_until": utc_text(measured.cooling_until),
+        "probing": measured.probing,
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _pick(pick: Pick) -> Json:
+    decision = pick.decision
+    shown = decision.as_json()
+    return {
+        "number": pick.number,
+        "at": utc_text(decision.received),
+        "mode": None if decision.reasons is None else decision.reasons.mode,
+        "why": sentence_of_pick(decision),
+        "attempts": [
+            {name: each[name] for name in ("model", "status", "failure", "ended_ms", "probe")}
+            for each in shown["attempts"]
+        ],
+        **{name: shown[name] for name in ("selected", "status", "error", "outcome", "first_byte_ms", "total_ms")},
     }
 
 

@@ -1,15 +1,16 @@
-"""What this service itself sees of the models: requests, failures, times to the first token, failovers.
+"""What this service itself sees of the models: requests, failures, their pace, who cools down, failovers.
 
 It is told of every request that ends, so all it does then is a few additions; whoever wants to know more works for it.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.health import FleetHealth
 
 SAMPLES = 64
 """The last times to a first token that count for a model's."""
@@ -30,11 +31,20 @@ class Measured:
     :param requests: attempts that were sent to it.
     :param failures: those that failed before the first byte.
     :param ttft: median of the last streams' times to the first token, in seconds; None before the first.
+    :param ttft_p95: their 95th percentile; None while there are few.
+    :param between_events: mean seconds from one event of a stream to the next.
+    :param cooling_until: Unix time before which it is left alone after failures; None where it is not.
+    :param probing: one request is finding out whether it works again.
     """
 
     requests: int = 0
     failures: int = 0
     ttft: float | None = None
+    ttft_p95: float | None = None
+    between_events: float | None = None
+    tokens_per_second: float | None = None
+    cooling_until: float | None = None
+    probing: bool = False
 
 
 @frozen
@@ -64,17 +74,25 @@ class Measurements:
 
     :param listed: the name in the catalog that a sent one stands for, or None: what clients make up is not shown.
     :param failed_over: told of each failover: model, reason, next model.
+    :param healths: by which requests are routed; of several that know a model, the first one counts.
+    :param now: Unix time, seconds.
     :ivar version: changes with anything that is counted.
     :ivar failovers_seen: failovers so far, those of `failovers` and older ones.
     """
 
     def __init__(
-        self, listed: Callable[[str], str | None], failed_over: Callable[[str, str, str | None], object]
+        self,
+        listed: Callable[[str], str | None],
+        failed_over: Callable[[str, str, str | None], object],
+        healths: Sequence[FleetHealth] = (),
+        now: Callable[[], float] = float,
     ) -> None:
         self.version = 0
         self.failovers_seen = 0
         self._listed = listed
         self._failed_over = failed_over
+        self._healths = healths
+        self._now = now
         self._models: dict[str, _Counts] = {}
         self._failovers: deque[Failover] = deque(maxlen=MAX_FAILOVERS)
 
@@ -103,10 +121,28 @@ class Measurements:
 
     def measured(self) -> dict[str, Measured]:
         """What was seen of each model, by its name."""
-        return {
-            model: Measured(counts.requests, counts.failures, median(counts.ttfts) if counts.ttfts else None)
-            for model, counts in self._models.items()
-        }
+        now = self._now()
+        return {model: self._measured(model, counts, now) for model, counts in self._models.items()}
+
+    def stamp(self) -> object:
+        """Equal as long as nothing of `measured` has changed, but for what grows too old."""
+        now = self._now()
+        return self.version, tuple(health.cooling(now) for health in self._healths)
+
+    def _measured(self, model: str, counts: _Counts, now: float) -> Measured:
+        seen = Measured(counts.requests, counts.failures, median(counts.ttfts) if counts.ttfts else None)
+        known = next(filter(None, (health.known(model) for health in self._healths)), None)
+        if known is None:
+            return seen
+        left = known.cooldown.left(now)
+        return evolve(
+            seen,
+            ttft_p95=known.slow_first_token(),
+            between_events=known.between_events.fresh(now),
+            tokens_per_second=known.tokens_per_second.fresh(now),
+            cooling_until=now + left if left else None,
+            probing=known.cooldown.probing(now),
+        )
 
     def failovers(self) -> tuple[Failover, ...]:
         """The last failovers, the newest first."""

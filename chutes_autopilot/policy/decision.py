@@ -176,14 +176,17 @@ class RecentDecisions(Generic[Kept]):
     """The last decisions, each to be found by the client whose request it was.
 
     :param limit: how many are kept.
+    :ivar seen: how many there were.
     """
 
     limit: int = 500
+    seen: int = attrs.field(default=0, init=False)
     _kept: OrderedDict[tuple[str, bytes], Kept] = attrs.field(factory=OrderedDict, init=False, repr=False)
 
     def keep(self, decision: Kept, owner: bytes) -> None:
         """Keep one more; of two with the same id and owner the newer counts."""
         key = decision.request_id, owner
+        self.seen += 1
         self._kept[key] = decision
         self._kept.move_to_end(key)
         while len(self._kept) > self.limit:

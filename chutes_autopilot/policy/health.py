@@ -171,6 +171,10 @@ class FleetHealth:
         for health in self._models.values():
             health.cooldown.rules = rules
 
+    def known(self, model: str) -> ModelHealth | None:
+        """What was measured of a model, None where nothing was."""
+        return self._models.get(model)
+
     def cooling(self, now: float) -> frozenset[str]:
         """All models that should be left alone now."""
         if not self._cooling:

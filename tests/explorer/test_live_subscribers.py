@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
+from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.explorer_live.live import (
     BATCH,
     HEARTBEAT,
@@ -24,8 +25,12 @@ from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.topics import Message, Occurrences, Table
 from chutes_autopilot.explorer_live.truth import Truth
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
+from chutes_autopilot.policy.cooldown import CooldownRules
+from chutes_autopilot.policy.decision import RecentDecisions
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.ranking import rank
 from chutes_autopilot.policy.utilization import UtilizationRow
+from chutes_autopilot.relay.explain import Explained
 
 TURN = 2**-10
 
@@ -297,24 +302,39 @@ def test_the_explorers_topics_tell_what_the_router_and_the_service_know() -> Non
     holder = SnapshotHolder()
     sources = Sources(lambda work, *given: work(*given))
     truth = Truth(sources, "off", lambda work, *given: work(*given), clock.seconds)
-    measurements = Measurements(lambda model: model, lambda *_: None)
-    topics = live_topics(holder, measurements, truth, sources)
+    health = FleetHealth(CooldownRules(failures=1))
+    measurements = Measurements(lambda model: model, lambda *_: None, [health], clock.seconds)
+    decisions: RecentDecisions[Explained] = RecentDecisions()
+    topics = live_topics(holder, measurements, truth, sources, Decided(decisions, lambda model: None))
     live = Live(clock, topics, 10)
     live.startService()
     follower = Follower()
     follower.subscription = live.subscribe(follower)
     clock.advance(0)
-    assert [topic for topic, _ in follower.take()] == ["ranking", "measured", "failovers", "changes", "freshness"]
+    assert [topic for topic, _ in follower.take()] == [
+        "ranking",
+        "measured",
+        "picks",
+        "failovers",
+        "changes",
+        "freshness",
+    ]
 
     rows = [UtilizationRow(f"m{n:03}-TEE", active_instance_count=300 - n, utilization_5m=0.0) for n in range(250)]
     holder.current = Snapshot(id=7, ranking=rank(rows, None))
     failed = AttemptRecord("m001-TEE", 503, "upstream_503", 5.0)
-    measurements.finished(RequestRecord("id", 1.0, attempts=[failed, AttemptRecord("m000-TEE", 200)]))
+    record = RequestRecord("id", 1.0, attempts=[failed, AttemptRecord("m000-TEE", 200)])
+    decisions.keep(Explained(record, None), b"owner")
+    measurements.finished(record)
     sources.failed("catalog", "timeout: late")
     clock.advance(TICK)
     clock.advance(0)
     told = dict(follower.take())
-    assert set(told) == {"ranking", "measured", "failovers", "freshness"}
+    assert set(told) == {"ranking", "measured", "picks", "failovers", "freshness"}
+    assert told["picks"]["requests"] == 1
+    assert [(row["number"], row["at"], row["attempts"][0]["model"]) for row in told["picks"]["rows"]] == [
+        (1, "1970-01-01T00:00:01.000Z", "(others)")
+    ]
     ranking = told["ranking"]
     assert (ranking["snapshot"], ranking["candidates"], len(ranking["rows"])) == (7, 250, RANKING_ROWS)
     best = ranking["rows"][0]
@@ -330,4 +350,9 @@ def test_the_explorers_topics_tell_what_the_router_and_the_service_know() -> Non
     assert told["freshness"]["rows"] == [
         {"source": "v1", "state": "down", "fetched_at": None, "reason": "timeout: late"}
     ]
+    health.failed("m001-TEE", clock.seconds())
+    clock.advance(TICK)
+    clock.advance(0)
+    ((topic, cooling),) = follower.take()
+    assert (topic, [row["model"] for row in cooling["rows"]]) == ("measured", ["m001-TEE"])
     live.stopService()

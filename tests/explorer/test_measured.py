@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from chutes_autopilot.explorer_live.measured import MAX_FAILOVERS, MAX_MODELS, OTHERS, SAMPLES, Measured, Measurements
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
+from chutes_autopilot.policy.cooldown import CooldownRules
+from chutes_autopilot.policy.health import FleetHealth
 
 LISTED = {"a", "b", "c"}
 
@@ -50,6 +52,24 @@ def test_requests_failures_and_first_tokens_are_counted_by_model(seen: Seen) -> 
     seen.finished(record(answered("a:THINKING"), first_byte=102.5))
     seen.finished(record(failed("a", 103.0), answered("b"), first_byte=104.0))
     assert seen.measurements.measured() == {"a": Measured(4, 1, 2.0), "b": Measured(1, 0, 1.0)}
+
+
+def test_what_routing_goes_by_is_shown_with_it() -> None:
+    """Pace and cooldown of the first of the routes that knows the model; what is too old is not known."""
+    health, other = FleetHealth(CooldownRules(failures=1, first=10.0)), FleetHealth()
+    measurements = Measurements(Seen.listed, lambda *_: None, [health, other], lambda: 1000.0)
+    other.streamed("a", 2, None, 9.0, 999.0)
+    other.streamed("b", 11, 21, 0.5, 999.0)
+    health.streamed("a", 11, None, 0.2, 10.0)
+    for model in ("a", "b"):
+        measurements.finished(record(answered(model)))
+    stamp = measurements.stamp()
+    health.failed("a", 995.0)
+    assert measurements.stamp() != stamp
+    assert measurements.measured() == {
+        "a": Measured(1, cooling_until=1005.0),
+        "b": Measured(1, between_events=0.05, tokens_per_second=40.0),
+    }
 
 
 def test_only_streams_have_a_time_to_the_first_token(seen: Seen) -> None:

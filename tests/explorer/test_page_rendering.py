@@ -10,7 +10,10 @@ from page_service import CHUTES, FRESH, LOADS, MODELS, Node, PageService, chute,
 
 from chutes_autopilot.explorer.changes import Change, FieldChange
 from chutes_autopilot.explorer.merge import Merged
-from chutes_autopilot.web.explorer.live import Failover, Measured
+from chutes_autopilot.explorer.picks import Pick, Totals
+from chutes_autopilot.explorer_live.measured import Failover, Measured
+from chutes_autopilot.policy.decision import AttemptView, Decision
+from chutes_autopilot.policy.reasons import reasons
 from chutes_autopilot.web.explorer.states import Freshness
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}&lt;b&gt; javascript:alert(3)"
@@ -325,8 +328,11 @@ def test_many_models_come_in_pages() -> None:
 def test_the_live_tab_says_why_each_stands_where_it_does() -> None:
     """Place, sentence, parts, and what this service measured itself; who is no candidate and why."""
     service = PageService(
-        measured=lambda: {"acme/Alpha": Measured(1200, 3, 0.416)},
-        failovers=lambda: (Failover(0.0, "acme/Beta", None, "429"), Failover(0.0, "acme/Beta", "acme/Alpha", "503")),
+        measured=lambda: {
+            "acme/Alpha": Measured(1200, 3, 0.416, 1.2, 0.0218, 44.7, cooling_until=75.0),
+            "acme/Cold": Measured(1, probing=True),
+        },
+        failovers=lambda: (Failover(0.0, "acme/Beta", "429", None), Failover(0.0, "acme/Beta", "503", "acme/Alpha")),
     )
     page = service.page("/live")
     first, second = page.one("tbody", id="ranks").children
@@ -337,10 +343,12 @@ def test_the_live_tab_says_why_each_stands_where_it_does() -> None:
         "50%",
         "0%",
         "2",
-        "1,200",
-        "3",
-        "0.42 s",
+        "1,200 3 failed",
+        "0.42 s 1.20 s",
+        "45/s 22 ms",
     ]
+    assert first.one("span", class_="mark").text == "cools down until 00:01:15"
+    assert page.one("details", id="unranked").one("tbody").text.startswith("acme/Cold one request finds out")
     assert first.one("span", class_="why").text.startswith(
         "2 active instances at 50% load leave 1.00 idle; none refused;"
     )
@@ -354,6 +362,47 @@ def test_the_live_tab_says_why_each_stands_where_it_does() -> None:
     off = PageService(streams=False).page("/live")
     assert "data-stream" not in off.one("div", id="live").attributes
     assert off.one("span", id="stream-state").text == "updates are off"
+
+
+def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
+    """The sentence, what was tried where more than one was, the candidates with their verdicts."""
+    why = reasons(
+        asked="chutesai/AutoPilot",
+        mode="alias",
+        planned=["acme/Alpha", "acme/Beta"],
+        ranking=snapshot().ranking,
+        incapable={"acme/Blind": "image"},
+        unwanted={},
+        cooling=(),
+    )
+    attempts = (
+        AttemptView("acme/Alpha", 0.0, 0.25, 503, "upstream_503", "next", probe=True),
+        AttemptView("acme/Beta", 0.25, 0.75, 200, None, "committed"),
+    )
+    answered = Decision(
+        "request-1", 60.0, True, "standard", why, attempts, "acme/Beta", 200, 0.75, 1.5, None, "complete"
+    )
+    refused = Decision("request-2", 61.0, True, "standard", None, error="unknown_model", outcome="refused")
+    page = PageService(
+        picks=lambda limit: (Pick(8, refused), Pick(7, answered)), totals=lambda: Totals(500, 490, 6, 1)
+    ).page("/live")
+    assert page.one("h2", id="picks-title").text == "Picks last 500: 490 at once, 6 after a failover, 1 failed"
+    newer, older = page.one("ol", id="picks").children
+    assert newer.text == "00:01:01 nobody – Refused before a model was chosen: unknown_model."  # noqa: RUF001
+    assert (older.attributes["id"], older.one("time").text) == ("pick-7", "00:01:00")
+    assert [each.text for each in older.find("p")] == [
+        "acme/Beta alias 0.75 s",
+        "Number 1 of the ranking came first; after one failure this one answered.",
+    ]
+    assert [each.text for each in older.one("ul", class_="attempts").children] == [
+        "acme/Alpha 503 probe 0.25 s",
+        "acme/Beta 200",
+    ]
+    assert [each.text for each in older.one("details").one("ul").children] == [
+        "1 acme/Alpha try 1 1.00",
+        "2 acme/Beta try 2 -0.80",
+        "– acme/Blind no image",  # noqa: RUF001
+    ]
 
 
 def test_the_merge_tab_shows_all_that_did_not_fit() -> None:

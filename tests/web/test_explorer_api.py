@@ -12,6 +12,7 @@ import pytest
 from explorer_service import NOW, SampleViews, Service, ask, mounted, sample_truth, uuid
 from twisted.internet.defer import Deferred, execute
 
+from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.explorer_live.proxied import ProxyError
 from chutes_autopilot.storage.history import HistoryUnavailable
 from chutes_autopilot.storage.history_rows import MEASURES, CatalogChange, FailoverCount, Point
@@ -143,23 +144,10 @@ def test_the_ranking_is_the_routers_own(service: Service) -> None:
 
 def test_failovers_are_counts_and_what_was_measured(service: Service) -> None:
     """By hour from the history, the latest, and by model; without a history the rest is still there."""
-
-    @attrs.frozen
-    class Measured:
-        requests: int
-        failures: int
-        ttft: float | None
-
-    @attrs.frozen
-    class Failover:
-        at: float
-        model: str
-        next_model: str | None
-        why: str
-
     service.history.failed = (FailoverCount(int(NOW) - 3600, "a", "connect", None, 3),)
-    service.parts.measured = lambda: {"b": Measured(2, 0, None), "a": Measured(5, 1, 0.5)}
-    service.parts.recent_failovers = lambda: [Failover(NOW, "a", "b", "status_503")]
+    paced = Measured(5, 1, 0.5, None, 0.021, 47.61, NOW + 5, True)
+    service.parts.measured = lambda: {"b": Measured(2), "a": paced}
+    service.parts.recent_failovers = lambda: [Failover(NOW, "a", "status_503", "b")]
     answer = service.get("/api/failovers?days=2&limit=9").json
     assert service.history.asked == [(NOW - 2 * 86400, 9)]
     assert answer["by_hour"] == [
@@ -168,7 +156,17 @@ def test_failovers_are_counts_and_what_was_measured(service: Service) -> None:
     assert answer["recent"] == [
         {"at": "2027-01-15T08:00:00.000Z", "model": "a", "reason": "status_503", "next_model": "b"}
     ]
-    assert answer["models"][0] == {"model": "a", "requests": 5, "failures": 1, "time_to_first_token": 0.5}
+    assert answer["models"][0] == {
+        "model": "a",
+        "requests": 5,
+        "failures": 1,
+        "time_to_first_token": 0.5,
+        "time_to_first_token_p95": None,
+        "time_between_events": 0.021,
+        "tokens_per_second": 47.6,
+        "cooling_until": "2027-01-15T08:00:05.000Z",
+        "probing": True,
+    }
     service.history.fault = HistoryUnavailable("closed")
     again = service.get("/api/failovers").json
     assert (again["by_hour"], len(again["models"])) == (None, 2)

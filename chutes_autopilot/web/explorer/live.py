@@ -1,47 +1,21 @@
-"""The ranking as it moves: who stands where and why, what failed over, and what this service itself measured."""
+"""The ranking as it moves: who stands where and why, and how it fares here; the last picks, and what failed over."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import attrs
-
 from chutes_autopilot.explorer.eligibility import EXPLANATIONS, Excluded
+from chutes_autopilot.explorer.picks import Pick, Totals
 from chutes_autopilot.explorer.reasons import ScoreParts, score_parts, sentence
+from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.web.explorer import figures
 from chutes_autopilot.web.explorer.figures import UNKNOWN
-from chutes_autopilot.web.explorer.markup import Html, element
+from chutes_autopilot.web.explorer.markup import Html, element, join
+from chutes_autopilot.web.explorer.picks import picks_section
 from chutes_autopilot.web.explorer.states import disabled
 
 _SHOWN = 100
 _KEPT_FAILOVERS = 40
-
-
-@attrs.frozen
-class Measured:
-    """What this service itself saw of one model.
-
-    :param ttft: middle time to the first token, in seconds; None before the first answer.
-    """
-
-    requests: int = 0
-    failures: int = 0
-    ttft: float | None = None
-
-
-@attrs.frozen
-class Failover:
-    """One attempt that failed before the first byte, and what took its place.
-
-    :param at: Unix seconds.
-    :param model: the one that failed; ``next_model`` was tried then, None where no one was left.
-    :param why: the kind of failure, a word of the failover's rules.
-    """
-
-    at: float
-    model: str
-    next_model: str | None
-    why: str
 
 
 NOT_MEASURED = Measured()
@@ -52,6 +26,8 @@ def live_tab(
     others: Sequence[Excluded],
     measured: Mapping[str, Measured],
     failovers: Sequence[Failover],
+    picks: Sequence[Pick],
+    totals: Totals,
     *,
     snapshot: int,
     streams: bool,
@@ -76,11 +52,16 @@ def live_tab(
             aria_labelledby="live-title",
         ),
         element(
-            "section",
-            element("h2", "Failovers", id="failovers-title"),
-            _failovers(failovers),
-            class_="failovers",
-            aria_labelledby="failovers-title",
+            "div",
+            picks_section(picks, totals),
+            element(
+                "section",
+                element("h2", "Failovers", id="failovers-title"),
+                _failovers(failovers),
+                class_="failovers",
+                aria_labelledby="failovers-title",
+            ),
+            class_="beside",
         ),
         class_="live",
         id="live",
@@ -123,9 +104,70 @@ def _ranking(ranking: Sequence[Ranked], others: Sequence[Excluded], measured: Ma
     )
     rest = len(ranking) - len(shown)
     more = element("p", f"and {rest} more; GET /api/ranking has all of them", class_="dim") if rest > 0 else None
+    unranked = {name: own for name, own in measured.items() if name not in {ranked.model for ranked in ranking}}
     return element(
-        "div", table, more, _excluded(others), class_="scroll", tabindex="0", role="region", aria_label="Ranking"
+        "div",
+        table,
+        more,
+        _measured_elsewhere(unranked),
+        _excluded(others),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label="Ranking",
     )
+
+
+def _measured_elsewhere(unranked: Mapping[str, Measured]) -> Html | None:
+    """How the models fare that were asked for by name and are no candidates now."""
+    if not unranked:
+        return None
+    heads = (("Model", False), ("Here", True), ("TTFT", True), ("Pace", True))
+    return element(
+        "details",
+        element("summary", "Asked through this service, no candidates now",
+                element("span", str(len(unranked)), class_="count")),
+        element(
+            "table",
+            element("thead", element("tr", (element("th", title, scope="col", class_="n" if number else None)
+                                            for title, number in heads))),
+            element("tbody", (element("tr", element("th", name, _resting(own), scope="row"), _own_cells(own))
+                              for name, own in sorted(unranked.items()))),
+            class_="unranked",
+        ),
+        id="unranked",
+        class_="excluded",
+    )  # fmt: skip
+
+
+def _resting(own: Measured) -> Html | None:
+    """That a model is left alone after failures, and until when."""
+    if own.probing:
+        return element("span", "one request finds out whether it works again", class_="mark warn")
+    if own.cooling_until is None:
+        return None
+    return element("span", "cools down until ", figures.clock(own.cooling_until), class_="mark warn")
+
+
+def _own_cells(own: Measured) -> Html:
+    """Requests and failures, time to the first token, pace; what is in the second lines is said in titles too."""
+    failures = f"{own.failures:,} failed"
+    return join(
+        (
+            element("td", f"{own.requests:,}" if own.requests else UNKNOWN,
+                    element("span", failures, class_="limited under") if own.failures else None,
+                    class_="n", data_label="Here"),
+            element("td", UNKNOWN if own.ttft is None else f"{own.ttft:.2f} s",
+                    element("span", f"{own.ttft_p95:.2f} s", class_="dim under", title="95th percentile")
+                    if own.ttft_p95 is not None else None,
+                    class_="n", data_label="TTFT"),
+            element("td", UNKNOWN if own.tokens_per_second is None else f"{own.tokens_per_second:.0f}/s",
+                    element("span", f"{own.between_events * 1000:.0f} ms", class_="dim under",
+                            title="from one event of a stream to the next")
+                    if own.between_events is not None else None,
+                    class_="n", data_label="Pace"),
+        )
+    )  # fmt: skip
 
 
 def _excluded(others: Sequence[Excluded]) -> Html | None:
@@ -157,9 +199,9 @@ def _heads() -> Iterator[Html]:
         ("Load", "Weighted load", True),
         ("Refused", "Weighted share of refused requests", True),
         ("Inst.", "Active instances", True),
-        ("Here", "Requests through this service", True),
-        ("Failed", "Failures through this service", True),
-        ("TTFT", "Time to the first token through this service", True),
+        ("Here", "Requests through this service, and how many of them failed", True),
+        ("TTFT", "Time to the first token through this service: the middle one, and the 95th percentile", True),
+        ("Pace", "Tokens a second through this service, and the time between two events", True),
     ):
         yield element(
             "th",
@@ -181,6 +223,7 @@ def _candidate(ranking: Sequence[Ranked], place: int, measured: Mapping[str, Mea
             "th",
             element("span", owner + slash, class_="org") if slash else None,
             element("span", base, class_="name"),
+            _resting(own),
             element("span", sentence(ranking, place), class_="why"),
             scope="row",
         ),
@@ -189,9 +232,7 @@ def _candidate(ranking: Sequence[Ranked], place: int, measured: Mapping[str, Mea
         element("td", figures.percent(ranked.utilization), class_="n", data_label="Load"),
         element("td", _refused(ranked.rate_limit), class_="n", data_label="Refused"),
         element("td", f"{ranked.active_instance_count:g}", class_="n", data_label="Inst."),
-        element("td", f"{own.requests:,}" if own.requests else UNKNOWN, class_="n", data_label="Here"),
-        element("td", _failures(own), class_="n", data_label="Failed"),
-        element("td", UNKNOWN if own.ttft is None else f"{own.ttft:.2f} s", class_="n", data_label="TTFT"),
+        _own_cells(own),
         id=f"rank-{ranked.model}",
     )
 
@@ -207,12 +248,6 @@ def _parts(parts: ScoreParts, widest: float) -> tuple[Html, Html]:
 
 def _refused(share: float) -> Html:
     return element("span", figures.percent(share), class_="limited" if share >= 0.01 else "zero" if not share else None)
-
-
-def _failures(own: Measured) -> Html:
-    if not own.requests:
-        return UNKNOWN
-    return element("span", f"{own.failures:,}", class_="limited" if own.failures else "zero")
 
 
 def _failovers(failovers: Sequence[Failover]) -> Html:

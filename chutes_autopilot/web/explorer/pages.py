@@ -10,8 +10,10 @@ from chutes_autopilot.control.snapshots import Snapshot
 from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.explorer.eligibility import excluded
 from chutes_autopilot.explorer.merge import Merged
+from chutes_autopilot.explorer.picks import Pick, Totals
 from chutes_autopilot.explorer.query import BadQuery
 from chutes_autopilot.explorer.reasons import sentence
+from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.web.explorer import states
 from chutes_autopilot.web.explorer.address import Address
 from chutes_autopilot.web.explorer.answers import REVALIDATED, Prepared, send
@@ -20,11 +22,12 @@ from chutes_autopilot.web.explorer.columns import USUAL, chosen_columns
 from chutes_autopilot.web.explorer.compare import MOST, compare_panel
 from chutes_autopilot.web.explorer.errors import NOT_STORED
 from chutes_autopilot.web.explorer.filters import toolbar
-from chutes_autopilot.web.explorer.live import Failover, Measured, live_tab
+from chutes_autopilot.web.explorer.live import live_tab
 from chutes_autopilot.web.explorer.markup import Html, element, join
 from chutes_autopilot.web.explorer.merge_tab import merge_tab
 from chutes_autopilot.web.explorer.page import CONTENT_SECURITY_POLICY, Frame
 from chutes_autopilot.web.explorer.panels import missing_panel, model_panel
+from chutes_autopilot.web.explorer.picks import SHOWN
 from chutes_autopilot.web.explorer.rows import Row, row_of
 from chutes_autopilot.web.explorer.selecting import select_rows
 from chutes_autopilot.web.explorer.states import Freshness
@@ -61,6 +64,7 @@ class ExplorerPages:
     :param now: the clock's seconds.
     :param measured: by model: what this service itself saw.
     :param failovers: newest first.
+    :param picks: up to so many of the last requests, newest first; ``totals`` of all that are remembered.
     :param streams: whether /api/events serves anybody.
     :param service_url: where clients reach this service, without a path; scripts put the page's own origin there.
     """
@@ -74,6 +78,8 @@ class ExplorerPages:
     files: StaticFiles
     measured: Callable[[], Mapping[str, Measured]] = dict
     failovers: Callable[[], Sequence[Failover]] = tuple
+    picks: Callable[[int], Sequence[Pick]] = lambda limit: ()
+    totals: Callable[[], Totals] = Totals
     streams: bool = True
     service_url: str = "http://127.0.0.1:8080"
     _drawn: DrawnCells = attrs.field(factory=DrawnCells, init=False)
@@ -192,6 +198,8 @@ class ExplorerPages:
             excluded(snapshot.ranking, snapshot.catalog, self.truth()),
             self.measured(),
             self.failovers(),
+            self.picks(SHOWN),
+            self.totals(),
             snapshot=snapshot.id,
             streams=self.streams,
         )

@@ -9,6 +9,7 @@ from chutes_autopilot.control.snapshots import Snapshots
 from chutes_autopilot.explorer.merge import Merged
 from chutes_autopilot.explorer.records import Source
 from chutes_autopilot.explorer.report import Freshness
+from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
 from chutes_autopilot.storage.disk_cache import InThread
 from chutes_autopilot.storage.history_rows import CatalogChange, FailoverCount, Measure, Point, Resolution
@@ -82,42 +83,6 @@ class Streams(Protocol):
 
     def feed(self, request: GatewayRequest) -> Any:
         """``/feed.atom``"""
-
-
-class Measured(Protocol):
-    """What this service itself saw of one model."""
-
-    @property
-    def requests(self) -> int:
-        """Requests that were sent to it."""
-
-    @property
-    def failures(self) -> int:
-        """Attempts that failed before the first byte."""
-
-    @property
-    def ttft(self) -> float | None:
-        """Middle time to the first token, in seconds."""
-
-
-class Failover(Protocol):
-    """One attempt that failed, and what took its place; it says nothing of who asked."""
-
-    @property
-    def at(self) -> float:
-        """Unix seconds."""
-
-    @property
-    def model(self) -> str:
-        """The one that failed."""
-
-    @property
-    def next_model(self) -> str | None:
-        """The one tried then, None where no one was left."""
-
-    @property
-    def why(self) -> str:
-        """A word of the failover's rules."""
 
 
 def _nothing_to_refresh() -> Awaitable[None]:

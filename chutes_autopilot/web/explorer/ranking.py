@@ -9,6 +9,7 @@ from chutes_autopilot.explorer.eligibility import EXPLANATIONS, excluded
 from chutes_autopilot.explorer.merge import Merged
 from chutes_autopilot.explorer.parameters import Parameters
 from chutes_autopilot.explorer.reasons import score_parts, sentence
+from chutes_autopilot.explorer_live.live_topics import measured_row
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.storage.history import HistoryUnavailable
 from chutes_autopilot.web.explorer.answers import Prepared, PreparedAnswers, iso_time, send
@@ -68,15 +69,7 @@ class RankingRoutes:
         ]
 
     def _measured(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "model": model,
-                "requests": measured.requests,
-                "failures": measured.failures,
-                "time_to_first_token": measured.ttft,
-            }
-            for model, measured in sorted(self._parts.measured().items())
-        ]
+        return [measured_row(model, measured) for model, measured in sorted(self._parts.measured().items())]
 
 
 def _ranking(snapshot: Snapshot, merged: Merged | None) -> Prepared:

@@ -76,11 +76,21 @@ function takeChildren(shown, wanted) {
   }
 }
 
+// What is new comes in above: whoever has scrolled down goes on with the line that was at the top.
+function readAt(list) {
+  const place = (item) => item.offsetTop - list.scrollTop;
+  const item = list.scrollTop > 0 && [...list.children].find((each) => place(each) + each.offsetHeight > list.offsetTop);
+  const before = item && place(item);
+  return () => { if (item && item.isConnected) list.scrollTop = item.offsetTop - before; };
+}
+
 function keepingFocus(change) {
   const focused = document.activeElement;
   const id = focused?.id;
-  const scrolls = [...document.querySelectorAll(".scroll, .panel, .chips, .failovers ol")].map((e) => [e, e.scrollTop, e.scrollLeft]);
+  const scrolls = [...document.querySelectorAll(".scroll, .panel, .chips, .wide")].map((e) => [e, e.scrollTop, e.scrollLeft]);
+  const lists = [...document.querySelectorAll(".beside ol")].map(readAt);
   change();
+  for (const goBack of lists) goBack();
   for (const [element, top, left] of scrolls) {
     if (element.isConnected && element.scrollTop !== top) element.scrollTop = top;
     if (element.isConnected && element.scrollLeft !== left) element.scrollLeft = left;
@@ -487,7 +497,7 @@ function connect() {
     stream = new EventSource(live.dataset.stream);
     stream.onopen = streamState;
     stream.onerror = lost;
-    for (const name of ["ranking", "measured", "failovers", "freshness"]) stream.addEventListener(name, () => soon());
+    for (const name of ["ranking", "measured", "picks", "failovers", "freshness"]) stream.addEventListener(name, () => soon());
   }
   streamState();
 }

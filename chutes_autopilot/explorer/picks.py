@@ -1,0 +1,141 @@
+"""Why requests went where they went, as anybody may read it: of who asked, and for what, nothing is left."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from attrs import evolve, frozen
+
+from chutes_autopilot.policy.decision import AttemptView, Decision
+from chutes_autopilot.policy.reasons import SORTED_BY, CandidateView, Reasons
+
+OTHERS = "(others)"
+"""Stands for models that are not in the catalog: what clients make up is not shown."""
+
+_LEFT_OUT = ("incapable", "unwanted", "cooling")
+
+
+@frozen
+class Pick:
+    """One request.
+
+    :param number: tells it apart; later ones have greater numbers.
+    :param decision: see `without_client`.
+    """
+
+    number: int
+    decision: Decision
+
+
+@frozen
+class Totals:
+    """How the last requests went; those under way and those whose client left count in `requests` only.
+
+    :param at_once: answered by the model that was tried first.
+    :param moved_on: answered by another one.
+    :param failed: answered by nobody.
+    """
+
+    requests: int = 0
+    at_once: int = 0
+    moved_on: int = 0
+    failed: int = 0
+
+
+def without_client(decision: Decision, listed: Callable[[str], str | None]) -> Decision:
+    """The same without its id, the `model` value that was sent, its moment within a second, and its remembered choice.
+
+    An order of the client's own (AUTOPILOT_SPREAD) would tell its requests from those of others, so it goes too.
+
+    :param listed: the catalog's name that a name stands for; None: it is none of the catalog's.
+    """
+
+    def known(model: str) -> str:
+        return listed(model) or OTHERS
+
+    return evolve(
+        decision,
+        request_id="",
+        received=float(math.floor(decision.received)),
+        reasons=None if decision.reasons is None else _without_client(decision.reasons, known),
+        attempts=tuple(evolve(attempt, model=known(attempt.model), sent=None) for attempt in decision.attempts),
+        selected=None if decision.selected is None else known(decision.selected),
+    )
+
+
+def _without_client(why: Reasons, known: Callable[[str], str]) -> Reasons:
+    candidates: Iterable[CandidateView] = (evolve(each, model=known(each.model)) for each in why.candidates)
+    if why.spread:
+        hidden = (evolve(each, verdict="spare") if each.verdict == "planned" else each for each in candidates)
+        candidates = sorted(hidden, key=lambda each: (each.place is None, each.place or 0))
+    planned = () if why.spread else tuple(map(known, why.planned))
+    return evolve(why, asked="", sticky=None, planned=planned, candidates=tuple(candidates))
+
+
+def sentence(decision: Decision) -> str:
+    """Why the model that was tried first was, and what came of it."""
+    why = decision.reasons
+    if why is None:
+        if decision.outcome == "client_gone":
+            return "Its client left before a model was chosen."
+        return f"Refused before a model was chosen: {decision.error or 'not yet decided'}."
+    passed = _passed_over(why)
+    return f"{_first(why)}{f' ({passed})' if passed else ''} {_came_of_it(decision)}."
+
+
+def _first(why: Reasons) -> str:
+    if why.mode == "direct":
+        return "The model that was named"
+    if why.sticky_effect == "first":
+        return "Its client's last choice"
+    if why.sorted_by:
+        return f"The best by measured {SORTED_BY[why.sorted_by].replace('_', ' ')}"
+    if why.spread:
+        return "The first in its client's own order"
+    if why.mode == "list":
+        return "The first of the list that was sent"
+    place = _place_of_first(why)
+    return "The first of the candidates" if place is None else f"Number {place} of the ranking"
+
+
+def _place_of_first(why: Reasons) -> int | None:
+    first = why.planned[0] if why.planned else None
+    return next((each.place for each in why.candidates if each.model == first), None)
+
+
+def _passed_over(why: Reasons) -> str:
+    """What was left out that would have come before; of another order than the ranking's, all that was left out."""
+    place = _place_of_first(why) if why.mode == "alias" and not (why.sorted_by or why.spread) else None
+    if why.mode == "direct":
+        return ""
+    left_out = Counter(
+        "cooling down" if each.verdict == "cooling" else f"no {each.reason}" if each.verdict == "incapable" else
+        f"not {each.reason}"
+        for each in why.candidates
+        if each.verdict in _LEFT_OUT
+        and each.model not in why.planned
+        and (place is None or (each.place is not None and each.place < place))
+    )  # fmt: skip
+    if not left_out:
+        return ""
+    return "passed over: " + ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+
+
+def _came_of_it(decision: Decision) -> str:
+    failed = sum(1 for attempt in decision.attempts if attempt.failure is not None)
+    after = "after one failure" if failed == 1 else f"after {failed} failures"
+    if decision.outcome is None:
+        return f"came first; {after} another is asked" if failed else "is asked"
+    if decision.selected is None:
+        left = decision.outcome == "client_gone"
+        return "came first; " + ("the client left" if left else f"none answered: {decision.error}")
+    answered = "answered" if 200 <= decision.status < 300 else f"answered {decision.status}"
+    end = {"cut": ", and the answer was cut", "client_gone": ", and the client left"}.get(decision.outcome, "")
+    return f"came first; {after} this one {answered}{end}" if failed else answered + end
+
+
+def went(attempt: AttemptView) -> str:
+    """What came of one attempt, in a word or two."""
+    if attempt.failure is not None:
+        return attempt.failure.removeprefix("upstream_").replace("_", " ")
+    return str(attempt.status) if attempt.status is not None else "under way"

@@ -1,0 +1,41 @@
+"""The last requests as the page shows them, made of the records that routing leaves, when somebody looks."""
+
+from collections.abc import Callable
+
+from attrs import define
+
+from chutes_autopilot.explorer.picks import Pick, Totals, without_client
+from chutes_autopilot.policy.decision import RecentDecisions
+from chutes_autopilot.relay.explain import Explained
+
+
+@define(eq=False)
+class Decided:
+    """Reads the records that requests leave.
+
+    :param listed: the catalog's name that a name stands for, or None.
+    """
+
+    _decisions: RecentDecisions[Explained]
+    _listed: Callable[[str], str | None]
+
+    @property
+    def seen(self) -> int:
+        """Requests so far, those under way included."""
+        return self._decisions.seen
+
+    def picks(self, limit: int) -> tuple[Pick, ...]:
+        """The last requests, the newest first."""
+        newest = self._decisions.newest(limit)
+        return tuple(
+            Pick(self._decisions.seen - place, without_client(each.decision(), self._listed))
+            for place, each in enumerate(newest)
+        )
+
+    def totals(self) -> Totals:
+        """How all that are remembered went."""
+        records = [each.record for each in self._decisions.newest(self._decisions.limit)]
+        answered = [len(record.attempts) for record in records if record.selected is not None]
+        at_once = answered.count(1)
+        refused = sum(1 for record in records if record.selected is None and record.outcome == "refused")
+        return Totals(len(records), at_once, len(answered) - at_once, refused)

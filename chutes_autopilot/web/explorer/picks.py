@@ -1,0 +1,130 @@
+"""The last requests on the Live tab: which model each got, why, and what was tried; nothing of who asked."""
+
+from collections.abc import Iterator, Sequence
+
+from chutes_autopilot.explorer.picks import Pick, Totals, sentence, went
+from chutes_autopilot.policy.decision import AttemptView, Decision
+from chutes_autopilot.policy.reasons import SORTED_BY, CandidateView, Reasons
+from chutes_autopilot.web.explorer import figures
+from chutes_autopilot.web.explorer.figures import UNKNOWN
+from chutes_autopilot.web.explorer.markup import Html, element
+
+SHOWN = 20
+_CANDIDATES = 12
+_FAILED = ("cut", "refused")
+
+
+def picks_section(picks: Sequence[Pick], totals: Totals) -> Html:
+    """The newest first.
+
+    :param totals: of all that are remembered.
+    """
+    return element(
+        "section",
+        element("h2", "Picks", element("span", _summed_up(totals), class_="dim") if totals.requests else None,
+                id="picks-title"),
+        element("ol", map(_pick, picks), id="picks", tabindex="0", aria_label="Picks, newest first")
+        if picks
+        else element("p", "None since this service started. Each chat request is shown here with the model it got and "
+                          "the reason.", class_="dim"),
+        class_="picks",
+        aria_labelledby="picks-title",
+    )  # fmt: skip
+
+
+def _summed_up(totals: Totals) -> str:
+    said = f"last {totals.requests:,}: {totals.at_once:,} at once, {totals.moved_on:,} after a failover"
+    return f"{said}, {totals.failed:,} failed" if totals.failed else said
+
+
+def _pick(pick: Pick) -> Html:
+    decision = pick.decision
+    why = decision.reasons
+    return element(
+        "li",
+        figures.clock(decision.received),
+        element(
+            "p",
+            element("span", _model(decision), class_="name"),
+            element("span", why.mode, class_="mark") if why is not None else None,
+            element("span", _seconds(decision), class_="n", title="until the first byte of the answer"),
+        ),
+        element("p", sentence(decision), class_="why"),
+        _attempts(decision.attempts),
+        None if why is None or why.mode == "direct" else _candidates(why, f"pick-{pick.number}-candidates"),
+        id=f"pick-{pick.number}",
+    )
+
+
+def _model(decision: Decision) -> Html:
+    if decision.selected is not None:
+        return element("span", decision.selected, class_="limited" if decision.outcome in _FAILED else None)
+    if decision.outcome is None:
+        return element("span", "under way", class_="dim")
+    return element("span", "nobody", class_="dim" if decision.outcome == "client_gone" else "limited")
+
+
+def _seconds(decision: Decision) -> Html:
+    return UNKNOWN if decision.first_byte is None else Html(f"{decision.first_byte:.2f} s")
+
+
+def _attempts(attempts: Sequence[AttemptView]) -> Html | None:
+    """What was tried, where the line above does not say it all."""
+    if not any(each.failure or each.probe for each in attempts):
+        return None
+    return element("ul", map(_attempt, attempts), class_="attempts")
+
+
+def _attempt(attempt: AttemptView) -> Html:
+    taken = None if attempt.ended is None else f"{max(0.0, attempt.ended - attempt.started):.2f} s"
+    return element(
+        "li",
+        element("span", attempt.model, class_="name", title=attempt.model),
+        element("span", went(attempt), class_="mark warn" if attempt.failure else "mark"),
+        element("span", "probe", class_="mark", title="finds out whether it works again") if attempt.probe else None,
+        element("span", taken, class_="dim") if attempt.failure else None,
+    )
+
+
+def _candidates(why: Reasons, id: str) -> Html:
+    rest = len(why.candidates) - _CANDIDATES + why.omitted
+    return element(
+        "details",
+        element("summary", "Candidates", element("span", str(len(why.candidates) + why.omitted), class_="count")),
+        element("ul", map(_candidate, why.candidates[:_CANDIDATES], [why] * _CANDIDATES)),
+        element("p", f"and {rest} more", class_="dim") if rest > 0 else None,
+        id=id,
+    )
+
+
+def _candidate(candidate: CandidateView, why: Reasons) -> Html:
+    return element(
+        "li",
+        element("span", UNKNOWN if candidate.place is None else str(candidate.place), class_="n place"),
+        element("span", candidate.model, class_="name", title=candidate.model),
+        element("span", _verdict(candidate, why), class_=f"verdict {candidate.verdict}"),
+        element("span", " ".join(_numbers(candidate, why)), class_="n"),
+    )
+
+
+def _verdict(candidate: CandidateView, why: Reasons) -> str:
+    match candidate.verdict:
+        case "planned":
+            return f"try {why.planned.index(candidate.model) + 1}" if candidate.model in why.planned else "tried"
+        case "cooling" if candidate.model in why.planned:
+            return "cools down, tried all the same"
+        case "cooling":
+            return "cools down"
+        case "incapable":
+            return f"no {candidate.reason}"
+        case "unwanted":
+            return f"not {candidate.reason}"
+    return "candidate" if why.spread else "spare"
+
+
+def _numbers(candidate: CandidateView, why: Reasons) -> Iterator[str]:
+    if candidate.measured is not None:
+        first_token = SORTED_BY.get(why.sorted_by) == "first_token"
+        yield f"{candidate.measured:.2f} s" if first_token else f"{candidate.measured:.0f} tok/s"
+    elif candidate.ranked is not None:
+        yield f"{candidate.ranked.score:.2f}"

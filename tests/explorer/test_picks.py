@@ -1,0 +1,129 @@
+"""What the page says of requests: why each got its model, and nothing of who asked."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from chutes_autopilot.explorer.picks import OTHERS, Totals, sentence, without_client
+from chutes_autopilot.explorer_live.decided import Decided
+from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
+from chutes_autopilot.policy.decision import AttemptView, Decision, RecentDecisions
+from chutes_autopilot.policy.ranking import Ranked
+from chutes_autopilot.policy.reasons import Reasons, reasons
+from chutes_autopilot.relay.explain import Explained
+
+RANKING = tuple(
+    Ranked(name, 9.0 - place, 4.0, 0.25, 0.0, 0.0, 0.2, 0.0, name, None) for place, name in enumerate("abcd")
+)
+FAILED = AttemptView("a", 0.0, 0.1, 503, "upstream_503", "next", sent="a:secret")
+ANSWERED = AttemptView("b", 0.1, 0.4, 200, None, "committed")
+
+
+def why(**changed: Any) -> Reasons:
+    given: dict[str, Any] = {
+        "asked": "secret",
+        "mode": "alias",
+        "planned": ["a", "b"],
+        "ranking": RANKING,
+        "incapable": {},
+        "unwanted": {},
+        "cooling": (),
+    }
+    return reasons(**given | changed)
+
+
+def decided(reasons: Reasons | None, **changed: Any) -> Decision:
+    usual: dict[str, Any] = {"attempts": (ANSWERED,), "selected": "b", "status": 200, "outcome": "complete"}
+    return Decision("secret", 60.75, True, "standard", reasons, **{**usual, **changed})
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        (decided(why()), "Number 1 of the ranking answered."),
+        (
+            decided(why(planned=["c"], incapable={"a": "image"}, cooling=["b", "d"])),
+            "Number 3 of the ranking (passed over: 1 no image, 1 cooling down) answered.",
+        ),
+        (decided(why(mode="list", unwanted={"c": "tee"})), "The first of the list that was sent "
+                                                           "(passed over: 1 not tee) answered."),
+        (decided(why(mode="direct", planned=["x"], cooling=["x"])), "The model that was named answered."),
+        (decided(why(sticky="a")), "Its client's last choice answered."),
+        (decided(why(sticky="z"), status=404), "Number 1 of the ranking answered 404."),
+        (decided(why(sorted_by="fast")), "The best by measured first token answered."),
+        (decided(why(spread=True)), "The first in its client's own order answered."),
+        (
+            decided(why(), attempts=(FAILED, ANSWERED)),
+            "Number 1 of the ranking came first; after one failure this one answered.",
+        ),
+        (
+            decided(why(), attempts=(FAILED, FAILED, ANSWERED), outcome="cut"),
+            "Number 1 of the ranking came first; after 2 failures this one answered, and the answer was cut.",
+        ),
+        (
+            decided(why(), attempts=(FAILED,), selected=None, outcome="refused", error="upstream_503"),
+            "Number 1 of the ranking came first; none answered: upstream_503.",
+        ),
+        (decided(why(), outcome="client_gone"), "Number 1 of the ranking answered, and the client left."),
+        (
+            decided(why(), attempts=(), selected=None, outcome="client_gone"),
+            "Number 1 of the ranking came first; the client left.",
+        ),
+        (decided(why(), attempts=(), selected=None, outcome=None), "Number 1 of the ranking is asked."),
+        (
+            decided(why(), attempts=(FAILED,), selected=None, outcome=None),
+            "Number 1 of the ranking came first; after one failure another is asked.",
+        ),
+        (decided(None, attempts=(), outcome="refused", error="unknown_model"),
+         "Refused before a model was chosen: unknown_model."),
+        (decided(None, attempts=(), outcome="client_gone"), "Its client left before a model was chosen."),
+    ],
+)  # fmt: skip
+def test_one_sentence_says_why_and_what_came_of_it(decision: Decision, said: str) -> None:
+    """What the first model was chosen by, what stood before it and was passed over, and the end."""
+    assert sentence(decision) == said
+
+
+def test_nothing_of_the_client_is_left() -> None:
+    """Neither id, sent names, remembered choice nor the moment to a fraction; names that are not listed are others."""
+    told = without_client(decided(why(sticky="b"), attempts=(FAILED, ANSWERED)), {"a": "a", "b": "b"}.get)
+    assert "secret" not in repr(told)
+    assert told.received == 60.0
+    assert told.reasons is not None
+    assert (told.reasons.sticky, told.reasons.sticky_effect, told.reasons.planned) == (None, "gone", ("a", "b"))
+    assert [each.model for each in told.reasons.candidates] == ["a", "b", OTHERS, OTHERS]
+    assert [(each.model, each.sent) for each in told.attempts] == [("a", None), ("b", None)]
+
+
+def test_a_clients_own_order_does_not_tell_it_from_others() -> None:
+    """With AUTOPILOT_SPREAD the order and how far down it is tried are the client's; the ranking is everybody's."""
+    shown = {
+        without_client(decided(why(planned=planned, spread=True)), lambda name: name)
+        for planned in (["c", "a"], ["d", "b", "a"], [])
+    }
+    (told,) = shown
+    assert told.reasons is not None
+    assert [(each.model, each.verdict) for each in told.reasons.candidates] == [(name, "spare") for name in "abcd"]
+
+
+def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
+    """The newest first, each with a number of its own; the totals count all that are remembered."""
+    recent: RecentDecisions[Explained] = RecentDecisions(limit=4)
+    seen = Decided(recent, lambda name: name)
+
+    def keep(number: int, *attempts: AttemptRecord, **ended: Any) -> None:
+        record = RequestRecord(f"r{number}", number, attempts=list(attempts), outcome="complete")
+        for name, value in ended.items():
+            setattr(record, name, value)
+        recent.keep(Explained(record, None), b"")
+
+    failed = AttemptRecord("a", 503, "upstream_503", 1.0)
+    keep(1)
+    keep(2, AttemptRecord("a", 200), selected="a")
+    keep(3, failed, AttemptRecord("b", 200), selected="b")
+    keep(4, failed, outcome="refused")
+    keep(5, outcome=None)
+    assert [(pick.number, pick.decision.received) for pick in seen.picks(2)] == [(5, 5.0), (4, 4.0)]
+    assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1)
+    assert attrs.asdict(seen.picks(9)[-1].decision)["selected"] == "a"
