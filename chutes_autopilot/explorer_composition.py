@@ -32,6 +32,7 @@ from chutes_autopilot.explorer_live.webhook_sending import WebhookSender
 from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings, SettingsError
@@ -117,7 +118,9 @@ def build_explorer(
         snapshots=snapshots,
         documents=documents,
         history=history,
-        pages=_pages(snapshots, sources, truth, minutes, measurements, decided, now),
+        pages=_pages(
+            snapshots, sources, truth, minutes, measurements, decided, now, lambda: relays[0].rules.trusted_proxies
+        ),
         in_thread=in_thread,
         now=now,
         chutes_api_base_url=settings.chutes_api_base_url,
@@ -224,6 +227,7 @@ def _pages(
     measurements: Measurements,
     decided: Decided,
     now: Callable[[], float],
+    trusted: Callable[[], TrustedProxies | None],
 ) -> ExplorerPages:
     def freshness() -> Sequence[Freshness]:
         return [
@@ -248,4 +252,5 @@ def _pages(
         failovers=measurements.failovers,
         picks=decided.picks,
         totals=decided.totals,
+        trusted=trusted,
     )

@@ -28,10 +28,16 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: TrustedPr
     address = _parse(peer)
     if address is None:
         return peer
-    if trusted and forwarded_for and any(address in network for network in trusted):
+    if forwarded_for and is_trusted(peer, trusted):
         leftmost = forwarded_for[0].partition(b",")[0].decode("latin-1")
         return str(_parse(_without_port(leftmost.strip(" \t"))) or address)
     return str(address)
+
+
+def is_trusted(peer: str, trusted: TrustedProxies | None) -> bool:
+    """Whether the connection's other end is a proxy that is believed; what is no IP address never is."""
+    address = _parse(peer) if trusted else None
+    return address is not None and any(address in network for network in trusted or ())
 
 
 def _network(part: str) -> IPv4Network | IPv6Network:

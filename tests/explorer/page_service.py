@@ -184,7 +184,7 @@ class PageService:
             lambda request, name: self.pages.static(request, name)
         )
 
-    def get(self, target: str, *headers: str) -> Answer:
+    def get(self, target: str, *headers: str, host: str = "x") -> Answer:
         clock = Clock()
         site = GatewaySite(
             self.app.resource(), clock, LIMITS, lambda *refused: None, ClientConnections(1), Deadlines(clock)
@@ -192,7 +192,7 @@ class PageService:
         channel = site.buildProtocol(None)
         transport = StringTransport()
         channel.makeConnection(transport)
-        lines = [f"GET {target} HTTP/1.1", "Host: x", *headers, "Connection: close"]
+        lines = [f"GET {target} HTTP/1.1", f"Host: {host}", *headers, "Connection: close"]
         channel.dataReceived("\r\n".join(lines).encode() + b"\r\n\r\n")
         return Answer(transport.value())
 

@@ -12,6 +12,7 @@ from chutes_autopilot.explorer.changes import Change, FieldChange
 from chutes_autopilot.explorer.merge import Merged
 from chutes_autopilot.explorer.picks import Pick, Totals
 from chutes_autopilot.explorer_live.measured import Failover, Measured
+from chutes_autopilot.policy.client_address import TrustedProxies, parse_cidrs
 from chutes_autopilot.policy.decision import AttemptView, Decision
 from chutes_autopilot.policy.reasons import reasons
 from chutes_autopilot.web.explorer.states import Freshness
@@ -58,7 +59,6 @@ def hostile_service() -> PageService:
         changes=lambda limit: (change,),
         measured=lambda: {HOSTILE: Measured(1, 1, 1.0)},
         failovers=lambda: (Failover(1.0, HOSTILE, HOSTILE, HOSTILE),),
-        service_url=HOSTILE,
     )
 
 
@@ -200,11 +200,10 @@ def test_the_panel_tells_every_field_its_source_and_how_to_call_the_model() -> N
     service = PageService(
         truth=lambda: merged([chute(1, awkward)], [model(1, awkward)], [load(1, awkward)]),
         ranking=lambda: snapshot([model(1, awkward)], [load(1, awkward)]),
-        service_url="https://gateway.example",
     )
     panel = service.page(f"/?model={uuid(1)}").one("aside")
     curl, python = (code.text for code in panel.find("code"))
-    assert "https://gateway.example/v1/chat/completions" in curl
+    assert curl.startswith("curl http://x/v1/chat/completions ")
     assert """'{"model": "o'\\''Neill/\\"M\\"", """ in curl
     assert 'model="o\'Neill/\\"M\\""' in python
     assert "number 1 of 1" in panel.one("p", class_="why").text
@@ -212,6 +211,36 @@ def test_the_panel_tells_every_field_its_source_and_how_to_call_the_model() -> N
     assert fields["context_length"] == ["1,000", "/v1/models"]
     assert fields["active_instance_count"] == ["2", "live feed"]
     assert "quantization" not in fields
+
+
+PROXY = parse_cidrs("192.168.1.0/24")
+"""Where connections in memory come from."""
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "trusted", "origin"),
+    [
+        ("gateway.example:8443", [], None, "http://gateway.example:8443"),
+        ("[2001:db8::1]:80", [], None, "http://[2001:db8::1]:80"),
+        ("gateway.example", ["X-Forwarded-Proto: https, http"], PROXY, "https://gateway.example"),
+        ("10.0.0.7:8080", ["X-Forwarded-Proto: HTTPS", "X-Forwarded-Host: api.example"], PROXY, "https://api.example"),
+        ("gateway.example", ["X-Forwarded-Proto: javascript"], PROXY, "http://gateway.example"),
+        ("gateway.example", ["X-Forwarded-Proto: https", "X-Forwarded-Host: evil"], None, "http://gateway.example"),
+        ("gateway.example", ["X-Forwarded-Host: evil"], parse_cidrs("10.0.0.0/8"), "http://gateway.example"),
+        ("x", ["X-Forwarded-Host: $(reboot)"], PROXY, "http://127.0.0.1:8080"),
+        ("x", ['X-Forwarded-Host: a" b'], PROXY, "http://127.0.0.1:8080"),
+    ],
+)
+def test_what_is_copied_calls_this_service_where_it_was_reached(
+    host: str, headers: list[str], trusted: TrustedProxies | None, origin: str
+) -> None:
+    """The host that was asked for; what was forwarded only of a proxy that is believed, and nothing that is no host."""
+    service = PageService(trusted=lambda: trusted)
+    service.page(f"/?model={uuid(1)}")  # whoever came a moment ago may have come by another name
+    panel = service.get(f"/?model={uuid(1)}", *headers, host=host).page.one("aside")
+    curl, python = (code.text for code in panel.find("code"))
+    assert curl.startswith(f"curl {origin}/v1/chat/completions ")
+    assert f'base_url="{origin}/v1"' in python
 
 
 def test_the_panel_shows_both_sides_of_a_conflict() -> None:

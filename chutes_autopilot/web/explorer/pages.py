@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import attrs
 
@@ -14,6 +15,7 @@ from chutes_autopilot.explorer.picks import Pick, Totals
 from chutes_autopilot.explorer.query import BadQuery
 from chutes_autopilot.explorer.reasons import sentence
 from chutes_autopilot.explorer_live.measured import Failover, Measured
+from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.web.explorer import states
 from chutes_autopilot.web.explorer.address import Address
 from chutes_autopilot.web.explorer.answers import REVALIDATED, Prepared, send
@@ -25,6 +27,7 @@ from chutes_autopilot.web.explorer.filters import toolbar
 from chutes_autopilot.web.explorer.live import live_tab
 from chutes_autopilot.web.explorer.markup import Html, element, join
 from chutes_autopilot.web.explorer.merge_tab import merge_tab
+from chutes_autopilot.web.explorer.origin import origin_of
 from chutes_autopilot.web.explorer.page import CONTENT_SECURITY_POLICY, Frame
 from chutes_autopilot.web.explorer.panels import missing_panel, model_panel
 from chutes_autopilot.web.explorer.picks import SHOWN
@@ -66,7 +69,7 @@ class ExplorerPages:
     :param failovers: newest first.
     :param picks: up to so many of the last requests, newest first; ``totals`` of all that are remembered.
     :param streams: whether /api/events serves anybody.
-    :param service_url: where clients reach this service, without a path; scripts put the page's own origin there.
+    :param trusted: the proxies that are believed where this service is reached.
     """
 
     truth: Callable[[], Merged | None]
@@ -81,13 +84,14 @@ class ExplorerPages:
     picks: Callable[[int], Sequence[Pick]] = lambda limit: ()
     totals: Callable[[], Totals] = Totals
     streams: bool = True
-    service_url: str = "http://127.0.0.1:8080"
+    trusted: Callable[[], TrustedProxies | None] = lambda: None
     _drawn: DrawnCells = attrs.field(factory=DrawnCells, init=False)
-    _rendered: dict[tuple[int, Address], Prepared] = attrs.field(factory=dict, init=False)
+    _rendered: dict[tuple[int, Address, str], Prepared] = attrs.field(factory=dict, init=False)
 
     def models(self, request: GatewayRequest) -> None:
         """The list of models, with the panel of one or of several."""
-        self._answer(request, "/", self._models)
+        origin = origin_of(request, self.trusted()) if b"model" in request.args else ""
+        self._answer(request, "/", partial(self._models, origin), origin)
 
     def live(self, request: GatewayRequest) -> None:
         """The ranking as it moves."""
@@ -105,9 +109,11 @@ class ExplorerPages:
         """A file of the page's own."""
         self.files.answer(request, name)
 
-    def _answer(self, request: GatewayRequest, path: str, render: Callable[[Address], tuple[bytes, int]]) -> None:
+    def _answer(
+        self, request: GatewayRequest, path: str, render: Callable[[Address], tuple[bytes, int]], origin: str = ""
+    ) -> None:
         address = _usual(Address.of(path, request.args))
-        moment = int(self.now() // _MOMENT), address
+        moment = int(self.now() // _MOMENT), address, origin
         prepared = self._rendered.get(moment)
         if prepared is None:
             body, status = render(address)
@@ -128,7 +134,7 @@ class ExplorerPages:
         page = Frame(self.files).page(tab, content, sources=sources, warned=warned, said=said, title=title, marks=marks)
         return page, status
 
-    def _models(self, address: Address) -> tuple[bytes, int]:
+    def _models(self, origin: str, address: Address) -> tuple[bytes, int]:
         truth = self.truth()
         if truth is None:
             content = join((_HEADING, states.nothing_yet(self.freshness())))
@@ -138,7 +144,7 @@ class ExplorerPages:
         except BadQuery as fault:
             refused = join((_HEADING, states.refused(fault.parameter, fault.message, address)))
             return self._frame("/", refused, said="This address cannot be read", title="Models", status=400)
-        panel, name = self._panel(address, truth)
+        panel, name = self._panel(address, truth, origin)
         content = element(
             "div",
             element(
@@ -170,7 +176,7 @@ class ExplorerPages:
             id="results",
         )
 
-    def _panel(self, address: Address, truth: Merged) -> tuple[Html | None, str | None]:
+    def _panel(self, address: Address, truth: Merged, origin: str) -> tuple[Html | None, str | None]:
         records = truth.by_key
         compared = [row_of(records[key]) for key in address.all("compare") if key in records][:MOST]
         if compared:
@@ -182,7 +188,7 @@ class ExplorerPages:
             return missing_panel(address), "No such model"
         row = row_of(records[key])
         load = self.sparklines().get(row.chute_id or "", ())
-        return model_panel(row, address, load, self.service_url, self._why(row)), row.name
+        return model_panel(row, address, load, origin, self._why(row)), row.name
 
     def _why(self, row: Row) -> str | None:
         ranking = self.ranking().ranking
