@@ -18,6 +18,7 @@ from chutes_autopilot.control.refresh import BodyListener, CatalogRefresh, Utili
 from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder, readiness
 from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
 from chutes_autopilot.demo.simulator import SimulatedChutes
+from chutes_autopilot.demo.world import SimulatedWorld
 from chutes_autopilot.descriptors import connection_limit
 from chutes_autopilot.drain import DrainingService
 from chutes_autopilot.edge.front import FrontSite
@@ -63,6 +64,9 @@ DEMO_FIRST_TOKEN = 0.15
 DEMO_TOKEN_GAP = 0.02
 """Seconds: the pace of the demo mode's simulated answers."""
 
+DEMO_REFRESH = 10.0
+"""Seconds from one look at the simulated lists to the next, so that their changes show while somebody watches."""
+
 LONGEST_COOLDOWN = 300.0
 """Seconds to which the time a failing model is left alone grows, unless COOLDOWN_MS begins longer."""
 
@@ -102,10 +106,11 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     bodies = BodyRoom(_body_room(settings))
     connections = ClientConnections(connection_limit(settings.max_connections), bodies)
     service = GatewayService(connections, settings.shutdown_grace, reactor)
-    attestation_root = None
+    attestation_root = world = None
     if demo:
         settings, simulator = _simulated(settings, reactor)
         simulator.setServiceParent(service)
+        world = simulator.simulator.world
         if settings.chutes_attestation != "off":
             attestation_root = bytes.fromhex(simulator.simulator.chutes.attestation_root_sha256)
     trust_root = CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
@@ -182,7 +187,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             metrics,
             trust_root,
             [relay] if chutes_relay is relay else [relay, chutes_relay],
-            demo=demo,
+            demo=world,
         )
         for each in relays:
             each.also_finished = explorer.finished
@@ -236,7 +241,8 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
 
 def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChutesService]:
     """Settings whose every upstream is a simulated Chutes, and the service that runs it."""
-    simulator = SimulatedChutes(reactor, first_token=DEMO_FIRST_TOKEN, token_gap=DEMO_TOKEN_GAP)
+    world = SimulatedWorld(reactor.seconds())
+    simulator = SimulatedChutes(reactor, first_token=DEMO_FIRST_TOKEN, token_gap=DEMO_TOKEN_GAP, world=world)
     simulated = SimulatedChutesService(simulator, listen_simulator(reactor, simulator))
     url = simulated.base_url
     events.simulator_started(url)
@@ -250,6 +256,8 @@ def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChu
         chutes_base_url=url,
         chutes_api_base_url=url,
         chutes_api_key=settings.chutes_api_key or b"cpk_simulated",
+        models_refresh=min(settings.models_refresh, DEMO_REFRESH),
+        cache_duration=min(settings.cache_duration, DEMO_REFRESH),
     )
     return simulated_settings, simulated
 

@@ -16,6 +16,8 @@ from twisted.internet.threads import deferToThreadPool
 from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.control.refresh import BodyListener
 from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.demo.past import SimulatedPast
+from chutes_autopilot.demo.world import SimulatedWorld
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
 from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
 from chutes_autopilot.explorer_live.decided import Decided
@@ -80,19 +82,21 @@ def build_explorer(
     trust_root: Any,
     relays: Sequence[ChatRelay],
     *,
-    demo: bool = False,
+    demo: SimulatedWorld | None = None,
 ) -> Explorer:
     """The explorer, switched on; what it needs to run is made a part of ``service``.
 
     :param relays: what requests are routed by; all keep the same decisions.
     :param draining: whether the service is about to stop: nobody may go on to follow it then.
-    :param demo: keep nothing of what is simulated.
+    :param demo: what is simulated, if it is: nothing of it is kept, and it begins with a past of its own.
     """
     in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
     now = reactor.seconds  # Unix time, as the snapshots' is
-    directory = _demo_directory(service) if demo else Path(settings.cache_dir)
+    directory = Path(settings.cache_dir) if demo is None else _demo_directory(service)
     documents = _documents(settings, reactor, directory, http_client, in_thread)
-    history = HistoryStore(reactor, None if demo else directory, settings.explorer_history_max_mb * MEGABYTE, in_thread)
+    history = HistoryStore(
+        reactor, directory if demo is None else None, settings.explorer_history_max_mb * MEGABYTE, in_thread
+    )
     sources = Sources(in_thread, show_private=settings.explorer_show_private)
     truth = Truth(sources, settings.merge_fuzzy, in_thread, now)
     recorder = Recorder(history)
@@ -105,9 +109,10 @@ def build_explorer(
     document = listing_document(FULL_LISTING, settings.chutes_api_base_url)
     listing = ListingRefresh(documents, document, sources, reactor, now)
     refresh = PeriodicRefresh(listing.refresh_until_known, settings.cache_duration, reactor, random)
-    for each in (documents, history, truth, minutes, live, refresh):
+    past = [] if demo is None else [SimulatedPast(demo, history)]
+    for each in (documents, history, *past, truth, minutes, live, refresh):
         each.setServiceParent(service)
-    if not demo:  # what is simulated is nobody's news
+    if demo is None:  # what is simulated is nobody's news
         webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root)
         if webhooks is not None:
             webhooks.setServiceParent(service)
@@ -119,7 +124,15 @@ def build_explorer(
         documents=documents,
         history=history,
         pages=_pages(
-            snapshots, sources, truth, minutes, measurements, decided, now, lambda: relays[0].rules.trusted_proxies
+            snapshots,
+            sources,
+            truth,
+            minutes,
+            measurements,
+            decided,
+            now,
+            lambda: relays[0].rules.trusted_proxies,
+            simulated=demo is not None,
         ),
         in_thread=in_thread,
         now=now,
@@ -228,6 +241,8 @@ def _pages(
     decided: Decided,
     now: Callable[[], float],
     trusted: Callable[[], TrustedProxies | None],
+    *,
+    simulated: bool,
 ) -> ExplorerPages:
     def freshness() -> Sequence[Freshness]:
         return [
@@ -253,4 +268,5 @@ def _pages(
         picks=decided.picks,
         totals=decided.totals,
         trusted=trusted,
+        simulated=simulated,
     )

@@ -43,6 +43,7 @@ from chutes_autopilot.demo.other_apis import CHAT, MESSAGES, RESPONSES, TEXT, Ap
 from chutes_autopilot.demo.outcome import GARBAGE, NOT_TEE, Outcome, plain_outcome, refusal_for, whole_outcome
 from chutes_autopilot.demo.seen import SeenRequest, SeenRequests, Tally
 from chutes_autopilot.demo.site import SimulatorRequest, SimulatorSite
+from chutes_autopilot.demo.world import SimulatedWorld
 
 
 @define(eq=False)
@@ -52,6 +53,7 @@ class SimulatedChutes:
     :param clock: the pace of answers; its time is also the platform's.
     :param first_token: seconds until the first token, and with it the head, of an answer.
     :param token_gap: seconds between two tokens; with 0 an answer comes as fast as it is read.
+    :param world: which models there are; without one they stay as they are in `models`.
     :param requests: the last chat requests, oldest first.
     """
 
@@ -59,6 +61,7 @@ class SimulatedChutes:
     first_token: float = 0.0
     token_gap: float = 0.0
     models: tuple[SimulatedModel, ...] = field(factory=simulated_models)
+    world: SimulatedWorld | None = None
     faults: FaultBoard = field(init=False)
     chutes: ChutePeer = field(init=False)
     """The sealed side."""
@@ -74,6 +77,8 @@ class SimulatedChutes:
     _site: SimulatorSite = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        if self.world is not None:
+            self.models = self.world.ever()  # one that is gone answers whoever still asks it
         names = {model.name for model in self.models} | {chute.name for chute in EMBEDDING_CHUTES}
         self.faults = FaultBoard(frozenset(names))
         self._by_name = {key: model for model in self.models for key in (model.name, model.chute_id)}
@@ -124,21 +129,24 @@ class SimulatedChutes:
         """Fires once ``count`` clients in all have left before the end of their answer."""
         return self.disconnected.when(count)
 
+    def _there(self) -> tuple[SimulatedModel, ...]:
+        return self.models if self.world is None else self.world.models(self.clock.seconds())
+
     def _list_models(self, request: SimulatorRequest) -> None:
-        request.answer_json(200, models_answer(self.models, self.clock.seconds()))
+        request.answer_json(200, models_answer(self._there(), self.clock.seconds()))
 
     def _utilization(self, request: SimulatorRequest) -> None:
-        request.answer_json(200, utilization_rows(self.models, self.clock.seconds()))
+        request.answer_json(200, utilization_rows(self._there(), self.clock.seconds()))
 
     def _listing(self, request: SimulatorRequest) -> None:
         query = {name.decode("latin-1"): values[-1].decode("latin-1") for name, values in request.args.items()}
         try:
-            request.answer_json(200, listing_answer(self.models, query))
+            request.answer_json(200, listing_answer(self._there(), query))
         except ListingRefused as refused:
             request.refuse(refused.status, refused.detail)
 
     def _chute(self, request: SimulatorRequest) -> None:
-        answer = chute_answer(self.models, unquote(request.path.rpartition(b"/")[2].decode("latin-1")))
+        answer = chute_answer(self._there(), unquote(request.path.rpartition(b"/")[2].decode("latin-1")))
         if answer is None:
             request.refuse(404, "Chute not found, or does not belong to you")
         else:

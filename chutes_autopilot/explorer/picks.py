@@ -125,6 +125,8 @@ def _came_of_it(decision: Decision) -> str:
     failed = sum(1 for attempt in decision.attempts if attempt.failure is not None)
     after = "after one failure" if failed == 1 else f"after {failed} failures"
     if decision.outcome is None:
+        if decision.selected is not None:
+            return f"came first; {after} this one answers" if failed else "answers"
         return f"came first; {after} another is asked" if failed else "is asked"
     if decision.selected is None:
         left = decision.outcome == "client_gone"

@@ -103,6 +103,20 @@ class HistoryStore(Service):
         finally:
             self._pending -= 1
 
+    async def fill(self, minutes: Iterable[tuple[int, Sequence[HistoryRow]]], changes: Iterable[CatalogChange]) -> None:
+        """Write many minutes at once, the oldest first, and the changes; what is asked meanwhile waits.
+
+        :param minutes: Unix time and rows; gone through in the history's thread.
+        """
+
+        def write(cursor: Any) -> None:
+            earlier = tuple(changes)
+            for at, rows in minutes:
+                write_minute(cursor, at, rows, earlier, {})
+                earlier = ()
+
+        await self._asked(lambda pool: pool.runInteraction(write))
+
     async def series(
         self, chute_id: str, measure: Measure, since: float, until: float, resolution: Resolution
     ) -> tuple[Point, ...]:

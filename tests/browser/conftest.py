@@ -74,8 +74,8 @@ def _wait_until_known(service: str) -> None:
 
 @pytest.fixture(scope="module")
 def demo(browser: Browser) -> Iterator[str]:
-    """The address of a service in demo mode whose ranking moves every second."""
-    yield from _started("--demo", cwd=UNWRITABLE, UTILIZATION_REFRESH_MS="1000")
+    """The address of a service in demo mode."""
+    yield from _started("--demo", cwd=UNWRITABLE)
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,12 @@ class ScriptedPlatform:
             if listed["chute_id"] == uuid(number):
                 listed["pricing"] = {"prompt": usd, "completion": 1}
 
+    def busy(self, number: int, utilization: float) -> None:
+        """Change how busy a model is."""
+        for told in self.loads:
+            if told["chute_id"] == uuid(number):
+                told["utilization_current"] = utilization
+
     def close(self) -> None:
         """End the threads."""
         self._server.shutdown()

@@ -96,14 +96,17 @@ def test_the_address_holds_the_state(demo: str, open_page: Open) -> None:
     expect(page.locator("#q")).to_have_value("aurora")
 
 
-def test_the_live_ranking_moves_neither_focus_nor_scroll(demo: str, open_page: Open) -> None:
+def test_the_live_ranking_moves_neither_focus_nor_scroll(
+    scripted: str, platform: ScriptedPlatform, open_page: Open
+) -> None:
     """Rows change places under the reader, and that is all."""
-    page = open_page(demo, "/live")
+    page = open_page(scripted, "/live")
     expect(page.locator("#stream-state")).to_have_text("live")
     order = "[...document.querySelectorAll('#ranks > tr')].map(row => row.id).join()"
     before = page.evaluate(order)
     page.locator("#pause").focus()
     page.evaluate("document.querySelector('.ranking .scroll').scrollTop = 300")
+    platform.busy(7, 0.1)
     page.wait_for_function(f"before => {order} !== before", arg=before)
     assert page.evaluate("document.querySelector('.ranking .scroll').scrollTop") == 300
     assert focus_of(page) == "pause"

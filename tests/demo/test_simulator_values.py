@@ -84,8 +84,8 @@ def test_the_feed_is_consistent_at_any_time(now: float) -> None:
         assert 0 <= row["active_instance_count"] <= row["total_instance_count"]
 
 
-def test_the_feed_moves_smoothly_and_far_enough() -> None:
-    """The same second gives the same rows, the next one nearly so, and within a minute others are the idlest."""
+def test_the_feed_moves_slowly_and_far_enough() -> None:
+    """The same second gives the same rows, a minute is some hundredths, and within half an hour others are idlest."""
 
     def shares(now: float) -> dict[str, float]:
         rows = utilization_rows(MODELS, now)
@@ -96,9 +96,9 @@ def test_the_feed_moves_smoothly_and_far_enough() -> None:
         return sorted(current, key=current.__getitem__)[:5]
 
     assert utilization_rows(MODELS, NOW) == utilization_rows(MODELS, NOW)
-    before, after = shares(NOW), shares(NOW + 1)
-    assert all(abs(before[chute] - after[chute]) < 0.06 for chute in before)
-    assert idlest(NOW) != idlest(NOW + 60)
+    before, after = shares(NOW), shares(NOW + 60)
+    assert all(abs(before[chute] - after[chute]) < 0.1 for chute in before)
+    assert idlest(NOW) != idlest(NOW + 1800)
 
 
 def test_the_listing_has_the_platforms_keys_and_pages() -> None:

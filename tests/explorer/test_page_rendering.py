@@ -420,8 +420,8 @@ def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
     assert newer.text == "00:01:01 nobody – Refused before a model was chosen: unknown_model."  # noqa: RUF001
     assert (older.attributes["id"], older.one("time").text) == ("pick-7", "00:01:00")
     assert [each.text for each in older.find("p")] == [
-        "acme/Beta alias 0.75 s",
-        "Number 1 of the ranking came first; after one failure this one answered.",
+        "acme/Beta 0.75 s",
+        "alias Number 1 of the ranking came first; after one failure this one answered.",
     ]
     assert [each.text for each in older.one("ul", class_="attempts").children] == [
         "acme/Alpha 503 probe 0.25 s",

@@ -71,6 +71,7 @@ def decided(reasons: Reasons | None, **changed: Any) -> Decision:
             "Number 1 of the ranking came first; the client left.",
         ),
         (decided(why(), attempts=(), selected=None, outcome=None), "Number 1 of the ranking is asked."),
+        (decided(why(), outcome=None), "Number 1 of the ranking answers."),
         (
             decided(why(), attempts=(FAILED,), selected=None, outcome=None),
             "Number 1 of the ranking came first; after one failure another is asked.",

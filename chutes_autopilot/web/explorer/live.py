@@ -75,6 +75,8 @@ def _indicator(streams: bool, snapshot: int, count: int) -> Html:
         element("span", class_=f"dot {'loading' if streams else 'disabled'}", id="stream-dot", aria_hidden="true"),
         element("span", "not connected" if streams else "updates are off", id="stream-state"),
         element("span", f"{count} candidates, snapshot {snapshot}", class_="dim"),
+        element("a", "Picks", href="#picks-title", class_="further"),
+        element("a", "Failovers", href="#failovers-title", class_="further"),
         element("button", "Pause", type="button", id="pause", class_="scripted", aria_pressed="false")
         if streams
         else None,

@@ -19,9 +19,13 @@ CONTENT_SECURITY_POLICY = (
 
 @attrs.frozen
 class Frame:
-    """What all pages have in common."""
+    """What all pages have in common.
+
+    :param simulated: nothing that is shown is real.
+    """
 
     static: StaticFiles
+    simulated: bool = False
 
     def page(
         self,
@@ -83,6 +87,10 @@ class Frame:
                 class_="brand",
                 id="brand",
             ),
+            element("span", "simulated", class_="mark warn", id="simulated",
+                    title="Demo mode: models, prices, load and the history before the start are invented.")
+            if self.simulated
+            else None,
             element(
                 "nav",
                 (

@@ -68,6 +68,7 @@ class ExplorerPages:
     :param measured: by model: what this service itself saw.
     :param failovers: newest first.
     :param picks: up to so many of the last requests, newest first; ``totals`` of all that are remembered.
+    :param simulated: none of it is real, which every page says.
     :param streams: whether /api/events serves anybody.
     :param trusted: the proxies that are believed where this service is reached.
     """
@@ -83,6 +84,7 @@ class ExplorerPages:
     failovers: Callable[[], Sequence[Failover]] = tuple
     picks: Callable[[int], Sequence[Pick]] = lambda limit: ()
     totals: Callable[[], Totals] = Totals
+    simulated: bool = False
     streams: bool = True
     trusted: Callable[[], TrustedProxies | None] = lambda: None
     _drawn: DrawnCells = attrs.field(factory=DrawnCells, init=False)
@@ -131,7 +133,8 @@ class ExplorerPages:
     ) -> tuple[bytes, int]:
         sources = self.freshness()
         warned = () if self.truth() is None else sources  # the page itself says it where there is nothing else
-        page = Frame(self.files).page(tab, content, sources=sources, warned=warned, said=said, title=title, marks=marks)
+        frame = Frame(self.files, self.simulated)
+        page = frame.page(tab, content, sources=sources, warned=warned, said=said, title=title, marks=marks)
         return page, status
 
     def _models(self, origin: str, address: Address) -> tuple[bytes, int]:

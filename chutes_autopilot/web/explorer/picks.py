@@ -46,14 +46,14 @@ def _pick(pick: Pick) -> Html:
         element(
             "p",
             element("span", _model(decision), class_="name"),
-            element("span", why.mode, class_="mark") if why is not None else None,
             element("span", _seconds(decision), class_="n", title="until the first byte of the answer"),
         ),
-        element("p", sentence(decision), class_="why"),
+        element("p", element("span", why.mode, class_="mark") if why is not None else None, sentence(decision),
+                class_="why"),
         _attempts(decision.attempts),
         None if why is None or why.mode == "direct" else _candidates(why, f"pick-{pick.number}-candidates"),
         id=f"pick-{pick.number}",
-    )
+    )  # fmt: skip
 
 
 def _model(decision: Decision) -> Html:
