@@ -40,6 +40,7 @@ from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings, SettingsError
 from chutes_autopilot.storage.disk_cache import DiskCache, InThread
 from chutes_autopilot.storage.history import HistoryStore
+from chutes_autopilot.storage.watch_file import WatchFile
 from chutes_autopilot.storage.webhook_queue import WebhookQueue
 from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
 from chutes_autopilot.web.explorer.feed import Feed
@@ -98,7 +99,9 @@ def build_explorer(
         reactor, directory if demo is None else None, settings.explorer_history_max_mb * MEGABYTE, in_thread
     )
     sources = Sources(in_thread, show_private=settings.explorer_show_private)
-    truth = Truth(sources, settings.merge_fuzzy, in_thread, now)
+    lists = (settings.chutes_api_base_url, settings.models_url, str(settings.explorer_show_private))
+    file = None if demo is not None else WatchFile(directory, lists, in_thread)
+    truth = Truth(sources, settings.merge_fuzzy, in_thread, now, file)
     recorder = Recorder(history)
     minutes = MinuteByMinute(recorder, history, truth, sources, snapshots, reactor, now)
     listed = partial(_listed, snapshots)

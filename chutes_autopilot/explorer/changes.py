@@ -156,7 +156,9 @@ def observe(watch: Watch, merged: Merged, at: float, *, patience: int = PATIENCE
     """
     current = {key: model for key, model in merged.by_key.items() if any(s in _CATALOGS for s in model.sources)}
     present = {_previous_key(model, watch.models, current) for model in current.values()}
-    expected = [key for key, known in watch.models.items() if not known.missing]
+    expected = [
+        key for key, known in watch.models.items() if not known.missing and known.sources <= merged.inputs.keys()
+    ]
     if not watch.holding and shrunk(expected, {key for key in present if key is not None}):
         return evolve(watch, holding=True), ()
 

@@ -22,6 +22,7 @@ from chutes_autopilot.explorer.report import Freshness
 from chutes_autopilot.explorer_live.sources import Sources, SourceSnapshot
 from chutes_autopilot.observe import events
 from chutes_autopilot.storage.disk_cache import InThread
+from chutes_autopilot.storage.watch_file import WatchFile
 
 RECENT_CHANGES = 500
 """Changes kept in memory."""
@@ -63,12 +64,20 @@ class Truth(Service):
 
     :param in_thread: where long merges are done.
     :param now: Unix time, seconds.
+    :param file: where what was seen of the models outlives the process; None: each start sees them for the first time.
     :ivar current: None before the first source has come.
     :ivar listeners: called with each new state.
     :ivar change_listeners: called with what happened, where something did.
     """
 
-    def __init__(self, sources: Sources, fuzzy: Fuzzy, in_thread: InThread, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        fuzzy: Fuzzy,
+        in_thread: InThread,
+        now: Callable[[], float],
+        file: WatchFile | None = None,
+    ) -> None:
         self.current: TruthState | None = None
         self.listeners: list[Callable[[TruthState], object]] = []
         self.change_listeners: list[Callable[[Sequence[Change]], object]] = []
@@ -81,7 +90,8 @@ class Truth(Service):
         self._now = now
         self._begun_at = now()
         self._number = 0
-        self._observed = _Observed()
+        self._file = file
+        self._observed: _Observed | None = None
         self._merged_from: tuple[object, ...] = ()
         self._due = False
         self._working: Deferred[None] | None = None
@@ -137,11 +147,14 @@ class Truth(Service):
         if all(snapshot.records is None for snapshot in given.values()):
             return
         records = tuple(snapshot.records for snapshot in given.values())
+        observed = self._observed
+        if observed is None:
+            observed = _Observed() if self._file is None else _Observed(await self._file.load())
         changes: tuple[Change, ...] = ()
         if self.current is not None and all(map(_is, records, self._merged_from)):
             merged = self.current.merged
         else:
-            work = partial(_merged_and_observed, given, self._fuzzy, self._observed, self._now())
+            work = partial(_merged_and_observed, given, self._fuzzy, observed, self._now())
             size = sum(len(each.items) for each in records if each is not None)
             merged, self._observed, changes = await self._in_thread(work) if size > THREAD_RECORDS else work()
             self._merged_from = records
@@ -158,6 +171,9 @@ class Truth(Service):
         _tell(self.listeners, self.current)
         if changes:
             _tell(self.change_listeners, changes)
+        if self._file is not None and self._observed is not None and self._observed is not observed:
+            # after it was told: what is not kept is told again, and not never
+            await self._file.save(self._observed.watch, self._now())
 
 
 def _is(one: object, other: object) -> bool:

@@ -95,6 +95,11 @@ def history_set_aside(reason: str, name: str) -> None:
     _log.warn("the history was set aside as {name}: {reason}", event="history", reason=reason, name=name)
 
 
+def watch_not_kept(reason: str) -> None:
+    """What was seen of the models cannot be kept; said once until it can again."""
+    _log.warn("what changes while the service is down will not be found: {reason}", event="history", reason=reason)
+
+
 def history_not_written(reason: str) -> None:
     """A minute is missing from the history; said once until one is written again."""
     _log.warn("the history misses minutes: {reason}", event="history", reason=reason)

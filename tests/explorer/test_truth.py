@@ -1,16 +1,19 @@
 """The merged state: when it is made anew, and what it tells of changes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from explorer_samples import chute_json, listing_body, uuid
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, execute
+from twisted.logger import capturedLogs, formatEvent
 
 from chutes_autopilot.explorer.changes import PATIENCE, Change
 from chutes_autopilot.explorer.records import CHUTES, UTILIZATION, V1
 from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.truth import Truth, TruthState
+from chutes_autopilot.storage.watch_file import WatchFile
 
 
 def model(number: int, usd: float = 1.0, **members: Any) -> dict[str, Any]:
@@ -24,11 +27,12 @@ def feed(*numbers: int) -> bytes:
 class World:
     """Sources, the truth made of them, and all that it told."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None, *lists: str) -> None:
         self.now = 1_000_000.0
         self.held: list[tuple[Deferred[Any], Any]] | None = None
         self.sources = Sources(self.in_thread)
-        self.truth = Truth(self.sources, "suggest", self.in_thread, lambda: self.now)
+        file = None if directory is None else WatchFile(directory, lists, self.in_thread)
+        self.truth = Truth(self.sources, "suggest", self.in_thread, lambda: self.now, file)
         self.states: list[TruthState] = []
         self.changes: list[Change] = []
         self.truth.listeners.append(self.states.append)
@@ -37,7 +41,7 @@ class World:
 
     def in_thread(self, work: Any, *given: Any) -> Deferred[Any]:
         if self.held is None:
-            return succeed(work(*given))
+            return execute(work, *given)
         done: Deferred[Any] = Deferred()
         self.held.append((done, lambda: work(*given)))
         return done
@@ -135,6 +139,73 @@ def test_a_catalog_that_fails_holds_up_nothing_and_removes_nothing(world: World)
     for usd in (1.0, 3.0, 3.0, 3.0, 3.0):
         world.v1(model(1, usd), model(2))
     assert world.told() == [("price.changed", "m1")]
+
+
+def both_lists(world: World, *models: dict[str, Any]) -> None:
+    """The next answers of both catalogs."""
+    world.v1(*models)
+    world.listing(*(chute_json(int(each["id"][1:]), each["id"]) for each in models))
+
+
+def test_what_changes_while_the_service_is_down_is_found_at_the_next_start(tmp_path: Path) -> None:
+    """Prices and newcomers at once, a removal once it is sure; the very first start of all tells nothing."""
+    first = World(tmp_path)
+    both_lists(first, model(1), model(2), model(3))
+    both_lists(first, model(1), model(2))  # the third has begun to be missing
+    assert first.told() == []
+    later = World(tmp_path)
+    both_lists(later, model(1, 2.0), model(4))
+    assert later.told() == [("price.changed", "m1"), ("model.added", "m4")]
+    both_lists(later, model(1, 2.0), model(4))
+    again = World(tmp_path)  # what is missing must be so three times in one run: a restart may read an old answer
+    for _ in range(PATIENCE):  # in the first of them each list comes alone
+        both_lists(again, model(1, 2.0), model(4))
+    assert again.told() == []
+    both_lists(again, model(1, 2.0), model(4))
+    assert again.told() == [("model.removed", "m2"), ("model.removed", "m3")]
+    last = World(tmp_path)
+    both_lists(last, model(1, 2.0), model(4))
+    assert last.told() == []
+
+
+def test_a_start_whose_first_list_comes_alone_removes_nothing(tmp_path: Path) -> None:
+    """What only the other list has is not missing until that one has come."""
+    both_lists(World(tmp_path), *map(model, range(1, 4)))
+    world = World(tmp_path)
+    world.v1(model(1))
+    world.v1(model(1))
+    for _ in range(PATIENCE):
+        both_lists(world, model(1), model(2), model(3))
+    assert world.told() == []
+
+
+@pytest.mark.parametrize("text", [b"", b'{"timestamp": 1, "data": {"of": 1}}', b'{"timestamp": 1, "data": [['])
+def test_a_damaged_file_and_one_of_other_lists_count_for_nothing(tmp_path: Path, text: bytes) -> None:
+    """The next state is the very first one, and is kept in its place."""
+    both_lists(World(tmp_path, "here"), model(1))
+    elsewhere = World(tmp_path, "there")
+    both_lists(elsewhere, model(2))
+    (tmp_path / "watch.json").write_bytes(text)
+    world = World(tmp_path, "there")
+    both_lists(world, model(3))
+    assert (elsewhere.told(), world.told()) == ([], [])
+    after = World(tmp_path, "there")
+    both_lists(after, model(3, 2.0))
+    assert after.told() == [("price.changed", "m3")]
+    assert (tmp_path / "watch.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_directory_that_cannot_be_written_holds_up_nothing(tmp_path: Path) -> None:
+    """Changes are told as ever; the log says once what will be missed."""
+    (tmp_path / "file").touch()
+    world = World(tmp_path / "file" / "below")
+    with capturedLogs() as logged:
+        both_lists(world, model(1))
+        both_lists(world, model(1, 2.0))
+    assert world.told() == [("price.changed", "m1")]
+    assert [formatEvent(each) for each in logged] == [
+        "what changes while the service is down will not be found: Not a directory"
+    ]
 
 
 def test_what_earlier_processes_saw_is_remembered_behind_what_is_new(world: World) -> None:
