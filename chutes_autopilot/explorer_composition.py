@@ -115,6 +115,7 @@ def build_explorer(
     past = [] if demo is None else [SimulatedPast(demo, history)]
     for each in (documents, history, *past, truth, minutes, live, refresh):
         each.setServiceParent(service)
+    webhooks = None
     if demo is None:  # what is simulated is nobody's news
         webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root)
         if webhooks is not None:
@@ -148,6 +149,7 @@ def build_explorer(
         refresh_sources=listing.refresh,
         measured=measurements.measured,
         recent_failovers=measurements.failovers,
+        dead_letters=webhooks,
         streams=StreamRoutes(live, feed, settings.explorer_cors_origins),
     )
     return Explorer(parts, sources, measurements.finished, truth)

@@ -25,7 +25,14 @@ from chutes_autopilot.explorer.webhook_events import event_of
 from chutes_autopilot.explorer_live.webhook_sending import SendFailed
 from chutes_autopilot.observe import events
 from chutes_autopilot.storage.sqlite_database import DatabaseUnavailable
-from chutes_autopilot.storage.webhook_queue import OVERFLOW, Delivery, Message, WebhookQueue
+from chutes_autopilot.storage.webhook_queue import (
+    MAX_DEAD,
+    OVERFLOW,
+    DeadLetter,
+    Delivery,
+    Message,
+    WebhookQueue,
+)
 
 RETRY_DELAYS = (5.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0)
 """Seconds from a failed attempt to the next one; after one more the message is given up."""
@@ -101,6 +108,28 @@ class Webhooks(Service):
         messages = list(self._messages(changes))
         if messages and self.running:
             self._begin(self._add(messages), "queueing webhooks")
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are still to be delivered."""
+        return self._queue.waiting
+
+    async def dead_letters(self) -> tuple[DeadLetter, ...]:
+        """All that was given up and is kept, the latest first; raises DatabaseUnavailable, as the two below do."""
+        return await self._queue.dead_letters(MAX_DEAD)
+
+    async def retry(self, number: int | None) -> int:
+        """Try a dead letter again, or all of them, from the first attempt on; returns how many.
+
+        Not those of endpoints that are not configured any more or have answered 410.
+        """
+        count = await self._queue.revive(number, self._endpoints.keys() - self._gone, self._now())
+        self._wake()
+        return count
+
+    async def forget(self, number: int | None) -> int:
+        """Drop a dead letter, or all of them; returns how many."""
+        return await self._queue.forget(number)
 
     def _messages(self, changes: Iterable[Change]) -> Iterable[Message]:
         for change in changes:

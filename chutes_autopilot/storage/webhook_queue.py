@@ -70,11 +70,14 @@ class Delivery:
 class DeadLetter:
     """A message that was given up.
 
-    :param died_at: Unix seconds.
+    :param number: by which it is sent again or forgotten.
+    :param queued_at: Unix seconds, as is ``died_at``.
     :param reason: why, in words that hold no URL and nothing of the receiver's.
     """
 
+    number: int
     message: Message
+    queued_at: float
     attempts: int
     died_at: float
     reason: str
@@ -167,6 +170,21 @@ class WebhookQueue:
         """What was given up, the latest first."""
         return await self._database.run(_dead_letters, limit)  # type: ignore[no-any-return]
 
+    async def revive(self, number: int | None, endpoints: Collection[str], now: float) -> int:
+        """Queue dead letters anew, due at once and as if never attempted; returns how many.
+
+        Only for these endpoints, and never so many that others had to make room: the latest come first.
+
+        :param number: of one; None: all.
+        """
+        return int(await self._change(_revive, number, tuple(endpoints), now, self._max_waiting))
+
+    async def forget(self, number: int | None) -> int:
+        """Forget one dead letter, or all; returns how many."""
+        where, given = ("1", ()) if number is None else ("id = ?", (number,))
+        statement = f"DELETE FROM dead WHERE {where}"  # noqa: S608 - words of ours
+        return int(await self._change(lambda cursor: cursor.execute(statement, given).rowcount))
+
     async def _change(self, change: Callable[..., Any], *given: Any) -> Any:
         def interaction(cursor: Any) -> tuple[Any, int, int]:
             result = change(cursor, *given)
@@ -218,9 +236,29 @@ def _bury(cursor: Any, where: str, given: tuple[Any, ...], reason: str, now: flo
     return int(cursor.execute(f"DELETE FROM delivery WHERE {where}", given).rowcount)  # noqa: S608
 
 
+def _revive(cursor: Any, number: int | None, endpoints: tuple[str, ...], now: float, max_waiting: int) -> int:
+    revived = 0
+    for endpoint in endpoints:
+        (waiting,) = cursor.execute("SELECT count(*) FROM delivery WHERE endpoint = ?", (endpoint,)).fetchone()
+        chosen = cursor.execute(
+            "SELECT id FROM dead WHERE endpoint = ? AND (? IS NULL OR id = ?) ORDER BY id DESC LIMIT ?",
+            (endpoint, number, number, max(0, max_waiting - waiting)),
+        ).fetchall()
+        for (letter,) in reversed(chosen):
+            cursor.execute(
+                "INSERT INTO delivery (message_id, endpoint, type, body, queued_at, attempts, due) "
+                "SELECT message_id, endpoint, type, body, queued_at, 0, ? FROM dead WHERE id = ?",
+                (now, letter),
+            )
+            cursor.execute("DELETE FROM dead WHERE id = ?", (letter,))
+        revived += len(chosen)
+    return revived
+
+
 def _dead_letters(cursor: Any, limit: int) -> tuple[DeadLetter, ...]:
     rows = cursor.execute(
-        "SELECT message_id, endpoint, type, body, attempts, died_at, reason FROM dead ORDER BY id DESC LIMIT ?",
+        "SELECT id, message_id, endpoint, type, body, queued_at, attempts, died_at, reason FROM dead "
+        "ORDER BY id DESC LIMIT ?",
         (limit,),
     ).fetchall()
-    return tuple(DeadLetter(Message(*row[:4]), *row[4:]) for row in rows)
+    return tuple(DeadLetter(row[0], Message(*row[1:5]), *row[5:]) for row in rows)

@@ -263,6 +263,24 @@ async def test_a_restart_goes_on_where_it_stopped(start: StartHooks, tmp_path: P
     assert (again.sender.sent[3], again.queue.waiting) == ((70, "a", "msg_2"), 0)
 
 
+async def test_a_dead_letter_is_sent_again_at_once_when_the_operator_says_so(start: StartHooks) -> None:
+    """With all its attempts before it; not where the endpoint wants nothing more."""
+    hooks = start(endpoint("a"), endpoint("b"))
+    hooks.sender.answers = [500, 410]
+    await hooks.tell(added("m"))
+    for delay in RETRY_DELAYS:
+        hooks.sender.answers.append(500)
+        await hooks.advance(delay)
+    assert {letter.message.endpoint for letter in await hooks.service.dead_letters()} == {"a", "b"}
+    before = len(hooks.sender.sent)
+    assert await hooks.service.retry(None) == 1
+    await hooks.idle()
+    ((_, name, message_id),) = hooks.sender.sent[before:]
+    assert (name, message_id) == ("a", hooks.sender.sent[0][2])
+    assert [letter.message.endpoint for letter in await hooks.service.dead_letters()] == ["b"]
+    assert (await hooks.service.forget(None), hooks.service.waiting) == (1, 0)
+
+
 async def test_endpoints_that_are_no_more_get_dead_letters(start: StartHooks, tmp_path: Path, log: list[str]) -> None:
     """What waits for them is found at the start."""
     hooks = start(endpoint("a"), endpoint("b"), directory=tmp_path)

@@ -116,6 +116,35 @@ async def test_dead_letters_tell_why(queue: WebhookQueue) -> None:
     assert (await due(queue), queue.waiting, queue.dead) == (["msg_2"], 1, 3)
 
 
+async def test_dead_letters_are_queued_anew(queue: WebhookQueue) -> None:
+    """One or all, of the endpoints that there are, as if never attempted; nobody has to make room for them."""
+    await queue.add([message(1), message(2), message(3, "b")], NOW)
+    for number in (1, 2, 3):
+        await queue.bury(number, 8, "status 500", NOW + 1)
+    letters = {letter.message.message_id: letter for letter in await queue.dead_letters(9)}
+    assert {letter.queued_at for letter in letters.values()} == {NOW}
+    assert await queue.revive(letters["msg_3"].number, ["a"], NOW + 2) == 0
+    assert await queue.revive(letters["msg_2"].number, ["a", "b"], NOW + 2) == 1
+    assert await queue.revive(letters["msg_2"].number, ["a", "b"], NOW + 2) == 0
+    (delivery,) = (await queue.take(NOW + 2, ALL, ()))[0]
+    assert (delivery.message, delivery.attempts, delivery.due) == (message(2), 0, NOW + 2)
+    await queue.add([message(number) for number in range(10, 14)], NOW + 3)  # five wait, as many as may
+    assert await queue.revive(None, ["a", "b"], NOW + 4) == 1
+    assert [letter.message.message_id for letter in await queue.dead_letters(9)] == ["msg_1"]
+    assert (queue.waiting, queue.dead) == (6, 1)
+
+
+async def test_dead_letters_are_forgotten(queue: WebhookQueue) -> None:
+    """One or all; what waits stays."""
+    await queue.add([message(1), message(2), message(3)], NOW)
+    await queue.bury(1, 8, "status 500", NOW)
+    await queue.bury(2, 8, "status 500", NOW)
+    _, first = (letter.number for letter in await queue.dead_letters(9))
+    assert (await queue.forget(first), await queue.forget(first), queue.dead) == (1, 0, 1)
+    await queue.bury(3, 8, "status 500", NOW)
+    assert (await queue.forget(None), await queue.dead_letters(9), queue.dead) == (2, (), 0)
+
+
 async def test_what_waits_for_one_endpoint_is_bounded(queue: WebhookQueue) -> None:
     """The oldest become dead letters; other endpoints keep theirs."""
     await queue.add([message(0, "b"), *map(message, range(1, 4))], NOW)

@@ -26,6 +26,7 @@ from chutes_autopilot.policy.ranking import rank
 from chutes_autopilot.policy.utilization import parse_utilization
 from chutes_autopilot.storage.disk_cache import DiskCache
 from chutes_autopilot.storage.history_rows import CatalogChange, FailoverCount, Point
+from chutes_autopilot.storage.webhook_queue import DeadLetter, Message
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.fetch import FetchedAnswer, FetchError
 from chutes_autopilot.web.answers import install_error_answers
@@ -131,6 +132,33 @@ class SampleViews:
         return view
 
 
+class SampleDeadLetters:
+    """Two letters, the second of an endpoint that is no more; remembers what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.waiting = 3
+        self.asked: list[tuple[str, int | None]] = []
+        self.fault: Exception | None = None
+        body = b'{"type":"model.added","timestamp":"2027-01-15T07:00:00Z","data":{"name":"acme/Alpha"}}'
+        self.letters = tuple(
+            DeadLetter(number, Message(f"msg_{number}", name, "model.added", body), NOW - 60, 8, NOW, "status 500")
+            for number, name in ((9, "prices"), (4, "gone"))
+        )
+
+    async def dead_letters(self) -> tuple[DeadLetter, ...]:
+        if self.fault is not None:
+            raise self.fault
+        return self.letters
+
+    async def retry(self, number: int | None) -> int:
+        self.asked.append(("retry", number))
+        return 1 if number in (None, 9) else 0
+
+    async def forget(self, number: int | None) -> int:
+        self.asked.append(("forget", number))
+        return sum(number in (None, letter.number) for letter in self.letters)
+
+
 @attrs.define(eq=False)
 class Answer:
     """What one request was answered, so far."""
@@ -212,6 +240,7 @@ class Service:
                 "chutes_api_base_url": BASE,
                 "models_url": MODELS_URL,
                 "api_key_configured": True,
+                "dead_letters": SampleDeadLetters(),
                 "streams": SampleViews(),
                 **parts,
             }

@@ -13,6 +13,7 @@ from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
 from chutes_autopilot.storage.disk_cache import InThread
 from chutes_autopilot.storage.history_rows import CatalogChange, FailoverCount, Measure, Point, Resolution
+from chutes_autopilot.storage.webhook_queue import DeadLetter
 from chutes_autopilot.web.site import GatewayRequest
 
 
@@ -85,6 +86,23 @@ class Streams(Protocol):
         """``/feed.atom``"""
 
 
+class DeadLetters(Protocol):
+    """Webhooks that were given up (explorer_live.webhooks.Webhooks); every method may raise DatabaseUnavailable."""
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are still to be delivered."""
+
+    async def dead_letters(self) -> tuple[DeadLetter, ...]:
+        """The latest first."""
+
+    async def retry(self, number: int | None) -> int:
+        """Send one again, or all; how many."""
+
+    async def forget(self, number: int | None) -> int:
+        """Drop one, or all; how many."""
+
+
 def _nothing_to_refresh() -> Awaitable[None]:
     async def nothing() -> None:
         pass
@@ -106,6 +124,7 @@ class ExplorerParts:
     :param refresh_sources: fetch what the merged state is made of anew; ends when that is done.
     :param measured: by model.
     :param recent_failovers: the newest first, a bounded number of them.
+    :param dead_letters: None: nobody is told by webhooks.
     :param streams: None: there are no live updates.
     """
 
@@ -125,4 +144,5 @@ class ExplorerParts:
     refresh_sources: Callable[[], Awaitable[None]] = _nothing_to_refresh
     measured: Callable[[], Mapping[str, Measured]] = dict
     recent_failovers: Callable[[], Sequence[Failover]] = tuple
+    dead_letters: DeadLetters | None = None
     streams: Streams | None = None

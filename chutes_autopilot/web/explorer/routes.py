@@ -14,6 +14,7 @@ from chutes_autopilot.explorer_live.proxied import ProxyError
 from chutes_autopilot.web.explorer.admin import AdminGate, RefreshRoute
 from chutes_autopilot.web.explorer.answers import PreparedAnswers, allow_preflight, begin, send_error
 from chutes_autopilot.web.explorer.catalog import CatalogRoutes
+from chutes_autopilot.web.explorer.dead_letters import DeadLetterRoutes
 from chutes_autopilot.web.explorer.documented import DocumentedRoutes
 from chutes_autopilot.web.explorer.errors import ExplorerError, not_found
 from chutes_autopilot.web.explorer.openapi import OpenApiRoute
@@ -61,13 +62,19 @@ def explorer_routes(parts: ExplorerParts) -> tuple[Route, ...]:
     refresh = RefreshRoute(parts, gate)
     description = OpenApiRoute()
     streams, pages = parts.streams, parts.pages
-    admin = [] if parts.admin_token is None else [refresh.refresh]
+    letters = DeadLetterRoutes(parts, gate)
+    operator = (
+        Route("/api/cache/refresh", "explorer_cache_refresh", refresh.refresh, method="POST"),
+        Route("/api/webhooks/dead", "explorer_dead_letters", letters.index),
+        Route("/api/webhooks/dead/<path:letter>/retry", "explorer_dead_retry", letters.retry, method="POST"),
+        Route("/api/webhooks/dead/<path:letter>", "explorer_dead_forget", letters.forget, method="DELETE"),
+    )
     return (
         Route("/api/models", "explorer_models", documented.models),
         Route("/api/models/v1/all", "explorer_v1_models", documented.v1_models),
         Route("/api/models/<path:chute_id>", "explorer_model", documented.one),
         Route("/api/cache/status", "explorer_cache_status", documented.status),
-        *(Route("/api/cache/refresh", "explorer_cache_refresh", each, method="POST") for each in admin),
+        *(() if parts.admin_token is None else operator),
         Route("/api/health", "explorer_health", documented.health),
         Route("/api/export/data", "explorer_export", documented.export),
         Route("/api/catalog", "explorer_catalog", catalog.index),
