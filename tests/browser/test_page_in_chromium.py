@@ -48,11 +48,19 @@ def test_the_first_screen_of_a_desktop_shows_twenty_models_and_how_to_narrow_the
 
 
 def test_the_first_screen_of_a_phone_shows_three_cards(demo: str, open_page: Open) -> None:
-    """At 390x844: at least 3 whole models below the search field, and nothing wider than the window."""
+    """At 390x844: at least 3 whole models below the search field; no tab, panel or menu is wider than the window."""
     page = open_page(demo, "/", size=PHONE)
     assert in_view(page, "#q") == 1
     assert in_view(page, "#rows > tr") >= 3
-    for path in ("/", "/live", "/merge", "/changes"):
+    for menu in ("more", "columns", "export"):
+        page.locator(f"#{menu} summary").click()
+        sheet = page.locator(f"#{menu} .sheet").bounding_box()
+        assert sheet is not None
+        assert (sheet["x"] >= 0, sheet["x"] + sheet["width"] <= PHONE[0]) == (True, True), menu
+        page.keyboard.press("Escape")
+    rows = page.locator("#rows > tr").evaluate_all("rows => rows.map(row => row.id.slice(4))")
+    panels = [f"/?model={rows[0]}", *(f"/?compare={','.join(rows[:count])}" for count in (3, 4))]
+    for path in ("/", "/live", "/merge", "/changes", *panels):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0], path
 

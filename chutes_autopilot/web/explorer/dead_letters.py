@@ -68,9 +68,7 @@ def _number(letter: str) -> int | None:
     if letter == ALL:
         return None
     if not (letter.isascii() and letter.isdigit() and len(letter) <= 18):
-        raise not_found(
-            "Name a dead letter by the number that GET /api/webhooks/dead tells, or all of them by all."
-        )
+        raise not_found("Name a dead letter by the number that GET /api/webhooks/dead tells, or all of them by all.")
     return int(letter)
 
 
