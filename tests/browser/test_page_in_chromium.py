@@ -1,6 +1,9 @@
 """What a visitor sees and does, in a real browser."""
 
+import json
 from collections.abc import Callable
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from page_service import uuid
@@ -107,7 +110,7 @@ def test_the_address_holds_the_state(demo: str, open_page: Open) -> None:
 def test_the_live_ranking_moves_neither_focus_nor_scroll(
     scripted: str, platform: ScriptedPlatform, open_page: Open
 ) -> None:
-    """Rows change places under the reader, and that is all."""
+    """Rows change places under the reader, a request shows with its reason, and that is all."""
     page = open_page(scripted, "/live")
     expect(page.locator("#stream-state")).to_have_text("live")
     order = "[...document.querySelectorAll('#ranks > tr')].map(row => row.id).join()"
@@ -116,6 +119,10 @@ def test_the_live_ranking_moves_neither_focus_nor_scroll(
     page.evaluate("document.querySelector('.ranking .scroll').scrollTop = 300")
     platform.busy(7, 0.1)
     page.wait_for_function(f"before => {order} !== before", arg=before)
+    body = json.dumps({"model": "chutesai/AutoPilot", "messages": []}).encode()
+    with pytest.raises(HTTPError):  # the platform here has no such path, and that is the answer
+        urlopen(Request(f"{scripted}/v1/chat/completions", body, {"Content-Type": "application/json"}))  # noqa: S310
+    expect(page.locator("#picks > li .why")).to_contain_text("Number 1 of the ranking answered 501.")
     assert page.evaluate("document.querySelector('.ranking .scroll').scrollTop") == 300
     assert focus_of(page) == "pause"
     page.keyboard.press("Enter")
