@@ -28,8 +28,9 @@ HEARTBEAT = 15.0
 SLOW_SECONDS = 30.0
 """How long a subscriber may be unable to take anything before it is closed."""
 
-BATCH = 8
-"""Subscribers served in one turn of the reactor."""
+BATCH = 16
+"""Subscribers served in one turn of the reactor: half a millisecond, and so few turns that of a thousand requests which
+are relayed meanwhile only some meet one."""
 
 
 class Subscriber(Protocol):

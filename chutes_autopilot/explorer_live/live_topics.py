@@ -18,6 +18,9 @@ RANKING_ROWS = 200
 """Candidates that are told of, the best ones."""
 
 
+BUSY = 2
+"""What changes with every request is told of in every second look only."""
+
 PICK_ROWS = 12
 """Requests that are told of, the last ones."""
 
@@ -62,8 +65,8 @@ def live_topics(
 
     return (
         Table("ranking", lambda: snapshots.current.id, ranking),
-        Table("measured", measurements.stamp, measured),
-        Table("picks", lambda: (decided.seen, measurements.version), picks),
+        Table("measured", measurements.stamp, measured, BUSY),
+        Table("picks", lambda: (decided.seen, measurements.version), picks, BUSY),
         Occurrences(
             "failovers",
             lambda: measurements.failovers_seen,

@@ -61,11 +61,14 @@ class Table:
 
     :param stamp: equal as long as nothing can have changed, and cheap to get.
     :param read: members of the message's own, and the rows by key.
+    :param every: look at each so many updates only, where something changes with every request.
     """
 
     name: str
     _stamp: Callable[[], object]
     _read: Callable[[], tuple[Json, Mapping[str, Json]]]
+    _every: int = 1
+    _updates: int = field(default=0, init=False)
     version: int = field(default=0, init=False)
     _stamp_read: object = field(default=None, init=False)
     _head: Json = field(factory=dict, init=False)
@@ -75,6 +78,9 @@ class Table:
 
     def update(self) -> None:
         """Read the rows anew where they may have changed."""
+        self._updates += 1
+        if self.version and self._updates % self._every:
+            return
         stamp = self._stamp()
         if self.version and stamp == self._stamp_read:
             return

@@ -19,7 +19,7 @@ from chutes_autopilot.explorer_live.live import (
     Subscription,
     TooManySubscribers,
 )
-from chutes_autopilot.explorer_live.live_topics import RANKING_ROWS, live_topics
+from chutes_autopilot.explorer_live.live_topics import BUSY, RANKING_ROWS, live_topics
 from chutes_autopilot.explorer_live.measured import Measurements
 from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.topics import Message, Occurrences, Table
@@ -327,7 +327,7 @@ def test_the_explorers_topics_tell_what_the_router_and_the_service_know() -> Non
     decisions.keep(Explained(record, None), b"owner")
     measurements.finished(record)
     sources.failed("catalog", "timeout: late")
-    clock.advance(TICK)
+    clock.pump([TICK] * BUSY)
     clock.advance(0)
     told = dict(follower.take())
     assert set(told) == {"ranking", "measured", "picks", "failovers", "freshness"}
@@ -351,7 +351,7 @@ def test_the_explorers_topics_tell_what_the_router_and_the_service_know() -> Non
         {"source": "v1", "state": "down", "fetched_at": None, "reason": "timeout: late"}
     ]
     health.failed("m001-TEE", clock.seconds())
-    clock.advance(TICK)
+    clock.pump([TICK] * BUSY)
     clock.advance(0)
     ((topic, cooling),) = follower.take()
     assert (topic, [row["model"] for row in cooling["rows"]]) == ("measured", ["m001-TEE"])
