@@ -53,6 +53,8 @@ class Choice:
     :param incapable: base names of models left out, by requirement (policy.capability.REQUIREMENTS).
     :param cooling: base names of candidates in their cooldown; all of them are tried where there are no others.
     :param skipped: entries of the client's own list that are left out, by reason; empty for the alias.
+    :param considered: base names of all that could be tried, further ones than the attempts allowed; empty for a direct
+        model.
     :param order: the own measurement by which it is sorted, wholly or in part; empty for none.
     :param measured: what was measured then of the candidates, by base name: seconds, or tokens per second.
     :param lasting: whether it holds for every request of this kind until the snapshot or what cools down changes.
@@ -63,6 +65,7 @@ class Choice:
     incapable: Mapping[str, str] = _NOTHING
     cooling: tuple[str, ...] = ()
     skipped: Mapping[str, str] = _NOTHING
+    considered: tuple[str, ...] = ()
     order: Order = ""
     measured: Mapping[str, float] = MappingProxyType({})
     lasting: bool = True
@@ -125,6 +128,7 @@ class Chooser:
             able.skipped,
             available.cooling,
             _named(asked, {**able.skipped, **cooling}),
+            tuple(entry.base for entry in entries),
             sorted_by,
             self._measurements(entries, sorted_by, now) if sorted_by else MappingProxyType({}),
             lasting=not sorted_by and client.spread_by is None,

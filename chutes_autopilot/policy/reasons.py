@@ -111,6 +111,7 @@ def reasons(
     mode: str,
     planned: Sequence[str],
     ranking: Sequence[Ranked],
+    considered: Sequence[str],
     incapable: Mapping[str, str],
     unwanted: Mapping[str, str],
     cooling: Collection[str],
@@ -126,6 +127,7 @@ def reasons(
 
     :param planned: what is tried, in that order.
     :param ranking: of the snapshot, best first.
+    :param considered: all that could have been tried, were more attempts allowed.
     :param incapable: left out, by requirement.
     :param unwanted: left out, by part of the alias.
     :param cooling: in their cooldown; one that is planned all the same is told of as cooling.
@@ -133,7 +135,7 @@ def reasons(
     :param gave_way: the sticky choice was not taken because the preferred order is tried again.
     """
     places = {ranked.model: (place, ranked) for place, ranked in enumerate(ranking, 1)}
-    names = dict.fromkeys([*planned, *incapable, *unwanted, *cooling, *([] if mode == "direct" else places)])
+    names = dict.fromkeys([*planned, *incapable, *unwanted, *cooling, *considered])
 
     def view(name: str) -> CandidateView:
         verdict: Verdict = "planned" if name in planned else "spare"

@@ -347,6 +347,7 @@ def _reasons(asked: str, need: Need, client: ClientState, snapshot: Snapshot, ch
         mode=plan.mode,
         planned=[plan.base(model) for model in plan.candidates],
         ranking=snapshot.ranking,
+        considered=choice.considered,
         incapable=choice.incapable,
         unwanted=choice.unwanted,
         cooling=choice.cooling,

@@ -26,6 +26,7 @@ def why(**changed: Any) -> Reasons:
         "mode": "alias",
         "planned": ["a", "b"],
         "ranking": RANKING,
+        "considered": "abcd",
         "incapable": {},
         "unwanted": {},
         "cooling": (),

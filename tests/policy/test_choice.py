@@ -196,6 +196,13 @@ def test_own_measurements_order_what_asks_for_them(model: str, candidates: str) 
     assert choice.measured == pytest.approx({"long": 0.1, "short": 0.5} if fast else {"long": 4.5, "short": 9.0})
 
 
+def test_what_is_no_candidate_is_not_told_of() -> None:
+    """Of a list its own items, those behind the last attempt too; of the alias all that can serve the request."""
+    assert chosen("short,text,long", limit=2).considered == ("short", "text", "long")
+    assert chosen(ALIAS, IMAGE, limit=1).considered == ("short", "long")
+    assert chosen("text").considered == ()
+
+
 def test_a_client_may_have_an_order_of_its_own() -> None:
     """It is the same for all its requests, differs between clients, and is narrowed like the ranking."""
     rows = [{"name": f"m{i}-TEE", "active_instance_count": 10} for i in range(6)]

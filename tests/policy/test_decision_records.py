@@ -24,6 +24,7 @@ def why(**changed: Any) -> Reasons:
         "mode": "alias",
         "planned": ("c", "e"),
         "ranking": RANKING,
+        "considered": "abcdef",
         "incapable": {"a": "image"},
         "unwanted": {"b": "tee"},
         "cooling": ("d",),
@@ -69,7 +70,7 @@ def test_an_order_by_own_measurements_says_what_it_went_by() -> None:
 
 def test_a_direct_model_stands_alone() -> None:
     """Other models are no candidates for it, and it need not be ranked."""
-    found = why(mode="direct", planned=("x",), incapable={}, unwanted={}, cooling=())
+    found = why(mode="direct", planned=("x",), considered=(), incapable={}, unwanted={}, cooling=())
     assert [c.as_json() for c in found.candidates] == [{"model": "x", "verdict": "planned"}]
 
 
@@ -200,6 +201,7 @@ def test_records_are_bounded_and_plain(
         mode="alias",
         planned=planned,
         ranking=[ranked(*item) for item in scores.items()],
+        considered=tuple(scores),
         incapable=incapable,
         unwanted=unwanted,
         cooling=cooling,

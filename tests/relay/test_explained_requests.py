@@ -15,7 +15,14 @@ PLAN = make_plan("list", (Direct("a:latency", "a"), Direct("b", "b")), None, lim
 
 def why() -> Reasons:
     return reasons(
-        asked="a:latency,b", mode="list", planned=["a", "b"], ranking=(), incapable={}, unwanted={}, cooling=()
+        asked="a:latency,b",
+        mode="list",
+        planned=["a", "b"],
+        ranking=(),
+        considered=(),
+        incapable={},
+        unwanted={},
+        cooling=(),
     )
 
 
