@@ -400,6 +400,7 @@ def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
         mode="alias",
         planned=["acme/Alpha", "acme/Beta"],
         ranking=snapshot().ranking,
+        considered=(),
         incapable={"acme/Blind": "image"},
         unwanted={},
         cooling=(),
@@ -428,9 +429,9 @@ def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
         "acme/Beta 200",
     ]
     assert [each.text for each in older.one("details").one("ul").children] == [
-        "1 acme/Alpha try 1 1.00",
-        "2 acme/Beta try 2 -0.80",
-        "– acme/Blind no image",  # noqa: RUF001
+        "1 Alpha try 1 1.00",
+        "2 Beta try 2 -0.80",
+        "– Blind no image",  # noqa: RUF001
     ]
 
 

@@ -12,7 +12,6 @@ from chutes_autopilot.web.explorer import figures
 from chutes_autopilot.web.explorer.figures import UNKNOWN
 from chutes_autopilot.web.explorer.markup import Html, element, join
 from chutes_autopilot.web.explorer.picks import picks_section
-from chutes_autopilot.web.explorer.states import disabled
 
 _SHOWN = 100
 _KEPT_FAILOVERS = 40
@@ -274,8 +273,3 @@ def _failovers(failovers: Sequence[Failover]) -> Html:
         tabindex="0",
         aria_label="Failovers, newest first",
     )
-
-
-def live_is_off() -> Html:
-    """Where the explorer serves no streams."""
-    return disabled("Live", "Set EXPLORER_MAX_STREAMS above 0 to have updates sent to this page.")

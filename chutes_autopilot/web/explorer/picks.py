@@ -101,7 +101,7 @@ def _candidate(candidate: CandidateView, why: Reasons) -> Html:
     return element(
         "li",
         element("span", UNKNOWN if candidate.place is None else str(candidate.place), class_="n place"),
-        element("span", candidate.model, class_="name", title=candidate.model),
+        element("span", candidate.model.rpartition("/")[2], class_="name", title=candidate.model),
         element("span", _verdict(candidate, why), class_=f"verdict {candidate.verdict}"),
         element("span", " ".join(_numbers(candidate, why)), class_="n"),
     )

@@ -139,10 +139,5 @@ def refused(parameter: str, message: str, address: Address) -> Html:
     )
 
 
-def disabled(what: str, how: str) -> Html:
-    """A part that the operator has switched off, and how it is switched on."""
-    return _card(f"{what} is switched off", how, state="disabled")
-
-
 def _card(title: str, said: str, *more: object, state: str) -> Html:
     return element("section", element("h2", title), element("p", said), more, class_=f"state {state}")

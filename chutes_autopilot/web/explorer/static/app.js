@@ -444,9 +444,6 @@ let again = false;
 
 function pause() {
   paused = !paused;
-  const button = byId("pause");
-  button.textContent = paused ? "Resume" : "Pause";
-  button.setAttribute("aria-pressed", String(paused));
   streamState();
   if (!paused) soon(0);
 }
@@ -454,6 +451,9 @@ function pause() {
 function streamState() {
   const text = byId("stream-state");
   if (!text || !stream) return;
+  const button = byId("pause");
+  button.textContent = paused ? "Resume" : "Pause";
+  button.setAttribute("aria-pressed", String(paused));
   const open = stream.readyState === EventSource.OPEN;
   const closed = stream.readyState === EventSource.CLOSED;
   text.textContent = paused ? "paused" : open ? "live" : closed ? "no updates: too many readers, or the service stops" : "connecting";
