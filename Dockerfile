@@ -3,7 +3,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/autopilot
 WORKDIR /src
 COPY . .
-RUN /opt/autopilot/bin/pip install '.[redis,attestation,websocket]'
+RUN /opt/autopilot/bin/pip install '.[redis,attestation,websocket,tracing]'
 # Twisted rewrites its plugin cache when a plugin is not older than the cache, which a read-only file system forbids.
 # The cache is therefore made here; image layers cut times to whole seconds, so it is also dated a little later.
 RUN cd / \

@@ -14,6 +14,7 @@ BUILD = TemporaryDirectory(prefix="chutes-autopilot-build-")
 REDIS = ["txredisapi>=1.6,<2"]
 ATTESTATION = ["dcap-qvl>=0.7,<0.8"]
 WEBSOCKET = ["Twisted[websocket]>=26.10,<27"]
+TRACING = ["opentelemetry-sdk>=1.45,<2", "opentelemetry-exporter-otlp-proto-http>=1.45,<2"]
 
 TEST = [
     "pytest>=8.3,<10",
@@ -28,6 +29,7 @@ TEST = [
     *REDIS,
     *ATTESTATION,
     *WEBSOCKET,
+    *TRACING,
 ]
 
 setup(
@@ -54,6 +56,7 @@ setup(
         "redis": REDIS,
         "attestation": ATTESTATION,
         "websocket": WEBSOCKET,
+        "tracing": TRACING,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "mypy-zope>=1.0.17,<2", "types-PyYAML", "build>=1.2,<2"],
     },

@@ -19,6 +19,7 @@ from chutes_autopilot.e2ee_keys import KeyHolder, key_holder
 from chutes_autopilot.interfaces import IReplayClaims
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
+from chutes_autopilot.policy.retry_shield import BanFuse
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import OpenUpstream
 from chutes_autopilot.relay.sealed_answer import SealingTerms
@@ -120,17 +121,7 @@ def build_chutes(
             attestation_root,
         )
         transport, evidence_of = sealed.open, sealed.evidence_of
-        relay = ChatRelay(
-            relay.rules,
-            sealed.snapshots,
-            relay.sticky,
-            relay.metrics,
-            reactor,
-            deadlines,
-            relay.open_upstream,
-            FleetHealth(relay.health.rules),
-            relay.feed_interval,
-        )
+        relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules), fuse=BanFuse())
     route = ChutesRoute(
         authenticate=spends,
         relay=relay,

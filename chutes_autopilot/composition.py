@@ -36,6 +36,7 @@ from chutes_autopilot.policy.resilience import Resilience
 from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
 from chutes_autopilot.relay.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from chutes_autopilot.relay.exchange import Limits
+from chutes_autopilot.relay.traced import TracedRelay
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
@@ -123,7 +124,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     backend = backend_from_url(settings.backend_base_url)  # made once: the pool knows it by identity first
     sticky = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
     deadlines = Deadlines(reactor)
-    relay = _chat_relay(settings, reactor, snapshots, metrics, pool, backend, sticky, deadlines)
+    relay = _chat_relay(settings, reactor, service, snapshots, metrics, pool, backend, sticky, deadlines)
     others = _other_relays(settings, reactor, relay, pool)
     routes = {each.endpoint.path: ChatRoute(each) for each in (relay, *others)}
     chat = routes[CHAT.path]
@@ -396,6 +397,7 @@ def _cooldown_rules(settings: Settings) -> CooldownRules:
 def _chat_relay(
     settings: Settings,
     reactor: Any,
+    service: GatewayService,
     snapshots: SnapshotHolder,
     metrics: Metrics,
     pool: ConnectionPool,
@@ -403,7 +405,13 @@ def _chat_relay(
     sticky: MemoryStickyStore,
     deadlines: Deadlines,
 ) -> ChatRelay:
-    return ChatRelay(
+    make_relay: Callable[..., ChatRelay] = ChatRelay
+    if settings.tracing_enabled:
+        # the extra that it needs may be missing where it is off
+        from chutes_autopilot.tracing_composition import build_tracing
+
+        make_relay = partial(TracedRelay, begin_trace=build_tracing(settings, reactor, service))
+    return make_relay(
         _routing_rules(settings, settings.client_key_secret or secrets.token_bytes(32)),
         snapshots,
         sticky,

@@ -1,5 +1,6 @@
 """The orderly stop: what was asked is answered, what cannot be answered in time is cut, and then everything ends."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from twisted.application.service import MultiService
@@ -36,10 +37,12 @@ class DrainingService(MultiService):
     :param connections: the clients'.
     :ivar listening: the part that closes first.
     :ivar grace: seconds.
+    :ivar at_last: is awaited when the last client is gone, where something is still to be sent away.
     """
 
     _log = Logger("chutes_autopilot.drain")
     listening: ListeningService
+    at_last: Callable[[], Awaitable[None]] | None = None
 
     def __init__(self, connections: ClientConnections, grace: float, clock: IReactorTime) -> None:
         super().__init__()
@@ -76,6 +79,8 @@ class DrainingService(MultiService):
         await self._until_gone(FLUSH_SECONDS)
         connections.abort()
         await self._until_gone(FLUSH_SECONDS)
+        if self.at_last is not None:
+            await self.at_last()
 
     async def _until_gone(self, seconds: float) -> None:
         self._waiting = self.connections.gone().addTimeout(seconds, self._clock)

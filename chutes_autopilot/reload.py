@@ -9,6 +9,7 @@ from chutes_autopilot.policy.alias_file import AliasFile
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
 from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
+from chutes_autopilot.settings.tracing import TRACING_SETTINGS
 from chutes_autopilot.settings.values import Setting
 
 NEEDS_RESTART = frozenset(
@@ -24,7 +25,7 @@ NEEDS_RESTART = frozenset(
         "client_key_secret_file",
         "log_format",
         "ssl_cert_file",
-        *(setting.field for setting in (*CHUTES_SETTINGS, *EXPLORER_SETTINGS)),
+        *(setting.field for setting in (*CHUTES_SETTINGS, *EXPLORER_SETTINGS, *TRACING_SETTINGS)),
     }
 )
 """Fields of Settings that are read once, at the start."""

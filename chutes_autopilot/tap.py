@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,6 +109,7 @@ class Options(usage.Options):
                 _refuse(str(error))
         self._check_chutes_route()
         self._check_webhooks()
+        self._check_tracing()
         if self["check-config"]:
             for warning in self.settings.warnings:
                 print(f"chutes-autopilot: warning: {warning}", file=sys.stderr)
@@ -145,6 +147,11 @@ class Options(usage.Options):
             read_webhooks(self.settings.webhooks_file)
         except SettingsError as error:
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
+
+    def _check_tracing(self) -> None:
+        modules = accumulate(["opentelemetry", "exporter", "otlp", "proto", "http"], "{}.{}".format)
+        if self.settings.tracing_enabled and not all(map(find_spec, (*modules, "opentelemetry.sdk"))):
+            _refuse("TRACING_ENABLED needs the extra tracing: pip install 'chutes-autopilot[tracing]'")
 
     def read_again(self) -> Settings:
         """The settings as the env file has them now; the environment still wins over it.

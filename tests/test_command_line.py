@@ -89,12 +89,16 @@ def test_all_faulty_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> N
             },
             "CHUTES_ATTESTATION needs the extra attestation: pip install 'chutes-autopilot[attestation]'",
         ),
+        (
+            {"TRACING_ENABLED": "true"},
+            "TRACING_ENABLED needs the extra tracing: pip install 'chutes-autopilot[tracing]'",
+        ),
     ],
 )
 def test_an_extra_that_is_missing_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], complaint: str
 ) -> None:
-    """What needs an extra ends the start of the Chutes route where it is not installed, and says how to install it."""
+    """What needs an extra ends the start where it is not installed, and says how to install it."""
     parse(CHUTES_ENABLED="true", **environ)
     monkeypatch.setattr("chutes_autopilot.tap.find_spec", lambda name: None)
     assert refusal(capsys, CHUTES_ENABLED="true", **environ) == f"chutes-autopilot: {complaint}\n"

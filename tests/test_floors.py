@@ -23,6 +23,7 @@ FLOORS = [  # lowest first; the longest matching prefix wins
         "sealed_composition",
         "explorer_composition",
         "late_explorer",
+        "tracing_composition",
     },
 ]
 PURE = ("errors", "wire", "settings", "policy", "e2ee", "explorer")

@@ -27,6 +27,7 @@ SECRETS = {
     "TOKEN": "hunter2,hunter3",
     "REDIS_URL": "redis://me:hunter2@example.org:6380/1",
     "ADMIN_TOKEN": "hunter4",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter5,x-two=hunter6",
 }
 
 
@@ -162,6 +163,13 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "admin_token": None,
         "admin_token_file": None,
         "admin_endpoint": None,
+        "tracing_enabled": False,
+        "otel_service_name": "chutes-autopilot",
+        "otel_exporter_otlp_endpoint": "http://localhost:4318",
+        "otel_exporter_otlp_headers": (),
+        "otel_exporter_otlp_headers_file": None,
+        "otel_traces_sampler": "parentbased_always_on",
+        "otel_traces_sampler_arg": 1.0,
         "warnings": (),
     }
 
@@ -505,6 +513,23 @@ def test_the_agent_is_a_url_or_a_socket(text: str) -> None:
     assert read({"DSTACK_SIMULATOR_ENDPOINT": text}).dstack_simulator_endpoint == text
 
 
+def test_the_collectors_headers_are_decoded() -> None:
+    """Headers for the collector are pairs by commas, as OpenTelemetry has them; what no header may be is a fault."""
+    headers = read({"OTEL_EXPORTER_OTLP_HEADERS": " Authorization=Bearer%20a%2Cb , x=,"}).otel_exporter_otlp_headers
+    assert headers == (("authorization", "Bearer a,b"), ("x", ""))
+    for text in ("hunter2", "=hunter2", "a b=hunter2", "a=hunter2%0d%0a"):
+        assert faults({"OTEL_EXPORTER_OTLP_HEADERS": text}) == (
+            "OTEL_EXPORTER_OTLP_HEADERS: must be headers by commas, like name=value, their values percent-encoded",
+        )
+
+
+@pytest.mark.parametrize("text", ["1.1", "-0.5", "nan", "1e-3", "50%"])
+def test_a_ratio_is_a_part_of_one(text: str) -> None:
+    """The part of the traces that is taken is from 0 to 1."""
+    assert read({"OTEL_TRACES_SAMPLER_ARG": "0.25"}).otel_traces_sampler_arg == 0.25
+    assert faults({"OTEL_TRACES_SAMPLER_ARG": text}) == ("OTEL_TRACES_SAMPLER_ARG: must be a number from 0 to 1",)
+
+
 def test_origins_are_as_browsers_send_them() -> None:
     """Case and default ports do not count, and there may be several; paths and patterns are no origins."""
     text = "HTTPS://App.Example.org:443, http://localhost:3000,http://[::1]:80"
@@ -574,7 +599,7 @@ def test_a_proxy_is_warned_about(name: str) -> None:
 def test_all_faults_are_told_at_once() -> None:
     """One error lists every faulty variable in the order of the documentation, one line each."""
     any_text_will_do = {"CHUTES_API_KEY", "TOKEN", "E2EE_KEY_FILE", "CHUTES_TDX_MEASUREMENTS"}
-    any_text_will_do |= {"CACHE_DIR", "WEBHOOKS_FILE", "ADMIN_TOKEN", "ADMIN_ENDPOINT"}
+    any_text_will_do |= {"CACHE_DIR", "WEBHOOKS_FILE", "ADMIN_TOKEN", "ADMIN_ENDPOINT", "OTEL_SERVICE_NAME"}
     names = [s.name for s in SETTINGS if s.name not in any_text_will_do]
     assert [line.partition(":")[0] for line in faults(dict.fromkeys(names, "!"))] == names
 

@@ -192,6 +192,8 @@ class FrontChannel(GatewayChannel):
             index.get(b"x-session-id"),
             index.get(b"x-session-affinity"),
             index.get(EXPLAIN) == b"1",
+            index.get(b"traceparent"),
+            index.get(b"tracestate"),
         )
         self._named = head
         return self._client

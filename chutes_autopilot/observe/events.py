@@ -45,6 +45,14 @@ def rate_limited(request_id: str, model: str, kind: str, sentence: str) -> None:
     )
 
 
+def collector_reached(reached: bool) -> None:
+    """The collector of traces began or ceased to take them."""
+    if reached:
+        _log.info("tracing: the collector takes spans again", event="tracing")
+    else:
+        _log.warn("tracing: the collector takes no spans; they are lost until it does", event="tracing")
+
+
 def control_plane_changed(source: str, state: str, detail: str) -> None:
     """The catalog or the utilization feed became ready, failed or recovered."""
     level = LogLevel.warn if state == "failed" else LogLevel.info

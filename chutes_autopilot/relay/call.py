@@ -12,6 +12,8 @@ class Client:
 
     :param peer: the other end's address; no IP address for a unix socket.
     :param explain: whether it wants to be told why, in a header of the answer.
+    :param traceparent: which span of whose trace the request belongs to, as it came, with its tracestate (W3C Trace
+        Context).
     :param forwarded_for: the values of X-Forwarded-For in order.
     """
 
@@ -21,6 +23,8 @@ class Client:
     session_id: bytes | None = None
     session_affinity: bytes | None = None
     explain: bool = False
+    traceparent: bytes | None = None
+    tracestate: bytes | None = None
     _session: bytes | None = attrs.field(default=None, init=False)
     _key: bytes = attrs.field(default=b"", init=False)
     _credential: bytes = attrs.field(default=b"", init=False)

@@ -149,6 +149,7 @@ class Exchange:
 
     :param key: under which the client's choice is remembered; None: it is not.
     :param previous: what was remembered.
+    :param open_upstream: makes the attempts; may be replaced before the first one.
     :param ended: called once, when nothing more will be written and the request is counted: with the error of
         our own to answer with, or None when the answer was relayed, cut or abandoned.
     """
@@ -163,12 +164,12 @@ class Exchange:
         "_downstream",
         "_ended",
         "_head",
-        "_open_upstream",
         "_pipe",
         "_record",
         "_relay",
         "_state",
         "key",
+        "open_upstream",
         "previous",
         "route",
     )
@@ -201,7 +202,7 @@ class Exchange:
         self._deadline: Deadline | None = None
         self._committed = False
         self._downstream = downstream
-        self._open_upstream = open_upstream
+        self.open_upstream = open_upstream
         self._ended = ended
 
     @property
@@ -320,7 +321,7 @@ class Exchange:
         call, body = self._call, self._body
         data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
         request = UpstreamRequest(call.method, call.target, call.fields, data, command.fresh)
-        return self._open_upstream(model, request, command.header_timeout, observer)
+        return self.open_upstream(model, request, command.header_timeout, observer)
 
     def _commit(self, head: ResponseHead, limit: RateLimit | None) -> bytes:
         """Take the answer for the one that is relayed: failover is over. Returns the header lines of our own.

@@ -9,13 +9,20 @@ from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
 from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
 from chutes_autopilot.settings.gateway import GATEWAY_SETTINGS
 from chutes_autopilot.settings.resilience import PROFILE, RESILIENCE_SETTINGS
+from chutes_autopilot.settings.tracing import TRACING_SETTINGS
 from chutes_autopilot.settings.values import Setting, Settings, SettingsError
 
 MASK = "********"
 
 _PER_SECOND = {"ms": 1000, "min": 1 / 60}
 
-SETTINGS: tuple[Setting, ...] = (*GATEWAY_SETTINGS, *RESILIENCE_SETTINGS, *CHUTES_SETTINGS, *EXPLORER_SETTINGS)
+SETTINGS: tuple[Setting, ...] = (
+    *GATEWAY_SETTINGS,
+    *RESILIENCE_SETTINGS,
+    *CHUTES_SETTINGS,
+    *EXPLORER_SETTINGS,
+    *TRACING_SETTINGS,
+)
 """Every setting, in the order of the documentation."""
 
 
@@ -128,6 +135,8 @@ def _text_of(value: Any, unit: str) -> str:
             return str(value).lower()
         case tuple():
             return ",".join(map(str, value))
+        case float() if unit == "ratio":
+            return str(value)
         case float():
             return str(round(value * _PER_SECOND.get(unit, 1)))
     return str(value)

@@ -176,6 +176,13 @@ class Settings:
     admin_token: bytes | None = attrs.field(repr=False)
     admin_token_file: str | None
     admin_endpoint: str | None
+    tracing_enabled: bool
+    otel_service_name: str
+    otel_exporter_otlp_endpoint: str
+    otel_exporter_otlp_headers: tuple[tuple[str, str], ...] = attrs.field(repr=False)
+    otel_exporter_otlp_headers_file: str | None
+    otel_traces_sampler: str
+    otel_traces_sampler_arg: float
     warnings: tuple[str, ...] = ()
 
     @property

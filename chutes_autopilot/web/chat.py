@@ -68,4 +68,11 @@ def client_of(request: GatewayRequest) -> Client:
         request.getHeader(b"x-session-id"),
         request.getHeader(b"x-session-affinity"),
         request.getHeader(EXPLAIN) == b"1",
+        _joined(request, b"traceparent"),
+        _joined(request, b"tracestate"),
     )
+
+
+def _joined(request: GatewayRequest, name: bytes) -> bytes | None:
+    values = request.requestHeaders.getRawHeaders(name)
+    return None if values is None else b",".join(values)

@@ -26,7 +26,16 @@ _LENGTH = re.compile(rb"(?i:\ncontent-length):[ \t]*([0-9]{1,9})\r\n")
 MAX_LENGTH_DIGITS = 9
 _NOT_ORDINARY = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"proxy-connection"})
 
-READ_HEADERS = (b"authorization", b"x-forwarded-for", b"x-session-id", b"x-session-affinity", REQUEST_ID, EXPLAIN)
+READ_HEADERS = (
+    b"authorization",
+    b"x-forwarded-for",
+    b"x-session-id",
+    b"x-session-affinity",
+    b"traceparent",
+    b"tracestate",
+    REQUEST_ID,
+    EXPLAIN,
+)
 
 
 @attrs.frozen
