@@ -24,10 +24,11 @@ class DrainingService(MultiService):
 
     The order of the end:
 
-    1. `ClientConnections.draining`: /readyz says so, and every answer from now on is its connection's last. The
-       listening sockets close.
+    1. `ClientConnections.draining`: /readyz says so, and every answer that begins from now on is its connection's
+       last. The listening sockets close.
     2. Connections without a request stay open for IDLE_SECONDS, so that a request that is already on its way gets
-       its answer and a load balancer may ask /readyz once more; then they are closed.
+       its answer and a load balancer may ask /readyz once more; then they are closed. So are those whose answer had
+       begun before: nobody has been told that it is the last.
     3. Answers in flight end by themselves, `grace` seconds after the first step at the latest.
     4. The parts stop in reverse order. The upstream connections close with them, which cuts the answers left the
        way a dying upstream would.

@@ -88,6 +88,9 @@ class FrontDownstream:
     def refuse(self, error: ApiError) -> None:
         """Write an error of our own, whole."""
         body = error.body()
+        last = self._channel.on_last_answer
+        if last:
+            self._channel.persistent = False
         lines = header_lines(
             [
                 (b"Date", datetimeToString()),
@@ -95,7 +98,7 @@ class FrontDownstream:
                 (b"Content-Length", b"%d" % len(body)),
                 (REQUEST_ID, self._request_id.encode()),
                 *error.headers,
-                *([(b"Connection", b"close")] if self._channel.on_last_answer else []),
+                *([(b"Connection", b"close")] if last else []),
             ]
         )
         reason = HTTPStatus(error.status).phrase.encode()
@@ -111,6 +114,7 @@ class FrontDownstream:
             own += b"Date: %b\r\n" % datetimeToString()
         if self._channel.site.connections.draining:
             own += b"Connection: close\r\n"
+            self._channel.persistent = False
         if b"content-length" not in index and status not in NO_BODY_CODES:
             self._chunked = True
             own += b"Transfer-Encoding: chunked\r\n"

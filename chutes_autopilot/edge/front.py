@@ -204,7 +204,7 @@ class FrontChannel(GatewayChannel):
             self._downstream = None  # else it stays, so that what comes now is kept behind what was sent ahead
         self._handlingRequest = False
         self.release()
-        if self.site.connections.draining or not self.persistent:
+        if self.site.connections.idle_closed or not self.persistent:
             self.loseConnection()
             return
         self.resume_time()

@@ -246,6 +246,7 @@ class GatewayChannel(TimedChannel):
         """While the service stops, tell the client that this is the connection's last answer."""
         if self.on_last_answer:
             headers.setRawHeaders(b"Connection", [b"close"])
+            self.persistent = False
         super().writeHeaders(version, code, reason, headers)
 
     def written(self) -> int | None:
@@ -258,7 +259,8 @@ class GatewayChannel(TimedChannel):
     def requestDone(self, request: Request) -> None:
         self.release()
         self.read_ahead()
-        if self.on_last_answer:
+        if self.site.connections.idle_closed:
+            # Not before: where the answer began without a word of it, the next request may be on its way already.
             self.persistent = False
         super().requestDone(request)
         if self._ahead_refused and self.persistent:

@@ -29,12 +29,14 @@ class ClientConnections:
 
     :param bodies: for the bodies of the requests on all of them.
     :ivar draining: the service is stopping: every answer is now the last one of its connection, and says so.
+    :ivar idle_closed: and connections without a request are closed, from now on as soon as their answer is over.
     :ivar full_changed: called with whether no further connection may be taken, each time that changes.
     """
 
     _limit: int
     bodies: BodyRoom = attrs.field(factory=BodyRoom)
     draining: bool = attrs.field(default=False, init=False)
+    idle_closed: bool = attrs.field(default=False, init=False)
     full_changed: Callable[[bool], None] = attrs.field(default=_nobody_listens, init=False)
     _open: set[ClientConnection] = attrs.field(factory=set, init=False)
     _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
@@ -90,6 +92,7 @@ class ClientConnections:
 
     def close_idle(self) -> None:
         """Close every connection on which no request has begun."""
+        self.idle_closed = True
         for connection in tuple(self._open):
             connection.close_if_idle()
 

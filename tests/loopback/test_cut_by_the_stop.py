@@ -1,4 +1,4 @@
-"""Requests that are still being answered when the grace of a stop ends: each is recorded, and once."""
+"""Requests that are being answered when a stop begins, and when its grace ends: each is recorded, and once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -96,3 +96,24 @@ async def test_what_the_stop_cuts_is_recorded_once(
         assert not is_complete(client.received)
     else:
         assert read_response(client.received).error["code"].startswith("upstream_")
+
+
+async def test_an_answer_that_had_begun_is_not_yet_the_last(
+    start_gateway: StartGateway, scripted: ScriptedUpstream
+) -> None:
+    """Its head has not said that the connection closes, and so the next request on it is answered too: with that word,
+    and then the connection closes."""
+    scripted.scripts["a/A"] = respond(CHUNKED + chunk(b"one"))
+    gateway = await start_gateway()
+    client = await gateway.connect()
+    client.post(b'{"model":"a/A"}')
+    assert b"close" not in await client.until(b"one")
+    stopped = gateway.service.stopService()
+    scripted.connections[-1].transport.write(chunk(b"two") + b"0\r\n\r\n")
+    await client.until(b"two\r\n0\r\n\r\n")
+    client.received = b""
+    client.post(b'{"model":"b/B"}')
+    await client.closed
+    assert read_response(client.received).header("connection") == "close"
+    assert read_response(client.received).body.endswith(b'{"from":"b/B"}')
+    await stopped

@@ -295,7 +295,7 @@ async def test_a_full_connection_that_is_read_again_gets_the_state_of_the_moment
 async def test_all_are_sent_away_when_the_service_stops(stage: Stage, kind: str) -> None:
     """A stream ends cleanly, a WebSocket with 1001, and their connections close."""
     client = await (stage.follow() if kind == "events" else stage.upgraded())
-    stage.connections.draining = True
+    stage.connections.draining = stage.connections.idle_closed = True
     stage.tick()
     if kind == "websocket":
         await client.until(b"\x88\x02\x03\xe9")
