@@ -126,8 +126,9 @@ async def test_a_certificate_that_proves_nothing_is_refused(
     response = await gateway.chat({"model": "chutesai/AutoPilot"})
     assert (response.status, response.error["code"]) == (502, "upstream_connect_error")
     assert response.header("x-chutes-autopilot-attempts") == "3"
-    sides = scripted.connections[feeds:]
-    assert (len(sides), {side.buffer for side in sides}, scripted.requests) == (3, {b""}, [])
+    sides = scripted.connections[feeds:]  # one for each attempt, and perhaps those that were opened ahead
+    assert len(sides) >= 3
+    assert ({side.buffer for side in sides}, scripted.requests) == ({b""}, [])
     await gatherResults([side.lost for side in sides])
 
 
