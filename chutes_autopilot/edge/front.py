@@ -203,7 +203,8 @@ class FrontChannel(GatewayChannel):
         if not self._dataBuffer:
             self._downstream = None  # else it stays, so that what comes now is kept behind what was sent ahead
         self._handlingRequest = False
-        self.release()
+        if self._held:
+            self.release()
         if self.site.connections.idle_closed or not self.persistent:
             self.loseConnection()
             return
