@@ -16,7 +16,8 @@ WINDOW_BYTES = 2048
 
 _BOM = b"\xef\xbb\xbf"
 _USUAL_END = b"\n\ndata: [DONE]\n\n"
-_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+"""A line's end and the blank line behind it; a CR at the end of the bytes counts as a whole one."""
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?([^\r\n]*)")
 _DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
 _BARE_ERROR_LINE = re.compile(rb'(?:\A|[\r\n])[ \t]*\{\s*"error"\s*:')
@@ -77,7 +78,7 @@ class StreamGuard:
             return "done"
         if self._whole:
             window = window.removeprefix(_BOM)
-        *events, rest = _EVENT_END.split(window) if b"\r" in window else window.split(b"\n\n")
+        *events, rest = EVENT_END.split(window) if b"\r" in window else window.split(b"\n\n")
         verdict: Verdict = "unfinished"
         if events and not self._whole:
             oldest = events.pop(0)  # its start is missing, so it cannot be parsed
