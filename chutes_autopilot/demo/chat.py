@@ -41,6 +41,8 @@ class Asked(Protocol):
     def tokens(self) -> int: ...
     @property
     def finish_reason(self) -> str: ...
+    @property
+    def begun(self) -> int: ...
 
 
 @frozen
@@ -48,6 +50,7 @@ class ChatCall:
     """What a chat request asks of the simulator.
 
     :param tokens: length of the answer.
+    :param begun: how many characters of it the request has already, to be gone on from (``continue_final_message``).
     :param finish_reason: ``length`` when max_tokens decided the length, else ``stop``.
     """
 
@@ -55,6 +58,11 @@ class ChatCall:
     stream: bool
     tokens: int
     finish_reason: str
+    begun: int = 0
+
+
+class _Message(msgspec.Struct):
+    content: str = ""
 
 
 class _Body(msgspec.Struct):
@@ -67,6 +75,8 @@ class _Body(msgspec.Struct):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     n_tokens: Any = None
+    continue_final_message: Any = None
+    messages: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -102,7 +112,17 @@ def read_chat(
             raise ChatRefused(400, f"Invalid request: {name} must be a whole number from 1 to {MAX_TOKENS}")
     wanted = asked.n_tokens or DEFAULT_TOKENS
     limited = ceiling is not None and wanted >= ceiling
-    return ChatCall(model, asked.stream, ceiling if limited else wanted, "length" if limited else "stop")
+    return ChatCall(model, asked.stream, ceiling if limited else wanted, "length" if limited else "stop", _begun(asked))
+
+
+def _begun(asked: _Body) -> int:
+    if asked.continue_final_message is not True:
+        return 0
+    try:
+        *_, last = msgspec.json.decode(asked.messages, type=list[msgspec.Raw])
+        return len(msgspec.json.decode(last, type=_Message).content)
+    except ValueError:  # there is none, or it is no text
+        raise ChatRefused(400, "Invalid request: the last message has no text to be continued") from None
 
 
 def _resolve(asked: str, models: Mapping[str, SimulatedModel]) -> SimulatedModel:

@@ -51,6 +51,7 @@ class Completion:
 
     :param created: Unix time in seconds.
     :param tokens: length of the answer, at least 1; each token is one streamed event.
+    :param begun: how many tokens the request had of it already.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Completion:
     tokens: int
     prompt_tokens: int = 1
     finish_reason: str = "stop"
+    begun: int = 0
     _head: bytes = field(init=False)
 
     @_head.default
@@ -95,7 +97,7 @@ def stream_pieces(answer: Completion) -> Iterator[bytes]:
     with empty ``choices`` and ``[DONE]`` together: ``answer.tokens + 1`` pieces.
     """
     role = answer.chunk(b'{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}', 0, _PLAIN_TAIL)
-    for sent, token in enumerate(islice(answer_tokens(answer.model), answer.tokens), 1):
+    for sent, token in enumerate(tokens_of(answer), 1):
         choice = b'{"index":0,"delta":{"content":%b},"finish_reason":null}' % token
         yield role + answer.chunk(choice, sent, _CONTENT_TAIL)
         role = b""
@@ -106,9 +108,7 @@ def stream_pieces(answer: Completion) -> Iterator[bytes]:
 
 def whole_answer(answer: Completion) -> bytes:
     """The JSON body of the same answer to a request that did not ask for a stream."""
-    content = json.loads(
-        b'"%b"' % b"".join(token[1:-1] for token in islice(answer_tokens(answer.model), answer.tokens))
-    )
+    content = json.loads(b'"%b"' % b"".join(token[1:-1] for token in tokens_of(answer)))
     return compact(
         {
             "id": answer.id,
@@ -159,6 +159,20 @@ def engine_error_event() -> bytes:
         "code": 500,
     }
     return b"data: " + compact({"error": error}) + b"\n\n" + DONE
+
+
+def tokens_begun(model: str, characters: int) -> int:
+    """How many tokens the first characters of a model's answer are, the last one perhaps not whole."""
+    for count, token in enumerate(answer_tokens(model)):
+        if characters <= 0:
+            return count
+        characters -= len(json.loads(token))
+    raise AssertionError("an answer has no end")
+
+
+def tokens_of(answer: Completion) -> Iterator[bytes]:
+    """The JSON strings of one answer."""
+    return islice(answer_tokens(answer.model), answer.begun, answer.begun + answer.tokens)
 
 
 def answer_tokens(model: str) -> Iterator[bytes]:

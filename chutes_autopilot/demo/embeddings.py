@@ -40,6 +40,7 @@ class EmbeddingCall:
     stream: bool = False
     tokens: int = 1
     finish_reason: str = "stop"
+    begun: int = 0
 
     def answer(self, prompt_tokens: int) -> bytes:
         """The JSON body."""

@@ -32,7 +32,7 @@ from chutes_autopilot.demo.catalog import SimulatedModel, models_answer, simulat
 from chutes_autopilot.demo.chat import Asked, ChatRefused, read_chat
 from chutes_autopilot.demo.chute_answers import sealed_refusal
 from chutes_autopilot.demo.chute_peer import ChutePeer
-from chutes_autopilot.demo.completions import Completion
+from chutes_autopilot.demo.completions import Completion, tokens_begun
 from chutes_autopilot.demo.control import ControlRefused, add_fault, faults_answer, requests_answer
 from chutes_autopilot.demo.delivery import Delivery
 from chutes_autopilot.demo.embeddings import EMBEDDING_CHUTES, read_embeddings
@@ -238,9 +238,9 @@ class SimulatedChutes:
         else:
             invocation = str(uuid4())
             now = int(self.clock.seconds())
-            answer = Completion(
-                f"chatcmpl-{invocation}", call.model.name, now, call.tokens, prompt_tokens, call.finish_reason
-            )
+            model, begun = call.model.name, tokens_begun(call.model.name, call.begun)
+            tokens = max(1, call.tokens - begun)
+            answer = Completion(f"chatcmpl-{invocation}", model, now, tokens, prompt_tokens, call.finish_reason, begun)
             outcome = outcome_of(kind, answer)
             for name, value in outcome.headers:
                 request.setHeader(name, value)

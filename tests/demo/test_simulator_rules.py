@@ -51,6 +51,8 @@ def test_a_model_is_found_by_every_spelling_the_platform_knows(name: str) -> Non
         (body(model=f"{FIRST.name}:thinking"), 404, f"model not found: {FIRST.name}:thinking"),
         (body(max_tokens=0), 400, "max_tokens must be"),
         (body(n_tokens=1.5), 400, "n_tokens must be"),
+        (body(continue_final_message=True), 400, "no text to be continued"),
+        (body(continue_final_message=True, messages=[{"content": ["x"]}]), 400, "no text to be continued"),
     ],
 )
 def test_a_faulty_request_is_refused_as_the_platform_does(raw: bytes, status: int, detail: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes_autopilot.demo.catalog import DETAIL_KEYS, models_answer, simulated_models
-from chutes_autopilot.demo.completions import Completion, stream_pieces, whole_answer
+from chutes_autopilot.demo.completions import Completion, stream_pieces, tokens_begun, whole_answer
 from chutes_autopilot.demo.feed import utilization_rows
 from chutes_autopilot.demo.listing import (
     DEARER,
@@ -201,3 +201,16 @@ def test_both_forms_say_the_same_and_that_it_is_simulated() -> None:
     assert whole["choices"][0]["message"]["content"] == streamed
     assert whole["usage"]["completion_tokens"] == 40
     assert streamed.startswith('This is a simulated answer from model demo/"odd"; ')
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_an_answer_is_gone_on_with_where_it_ended(begun: int, rest: int) -> None:
+    """The text that a request has of an answer already, and what is answered to it, are the same answer."""
+    first, whole = (content_of(Completion("x", "a/model", 1, tokens)) for tokens in (begun, begun + rest))
+    assert tokens_begun("a/model", len(first)) == begun
+    assert first + content_of(Completion("x", "a/model", 1, rest, begun=begun)) == whole
+
+
+def content_of(completion: Completion) -> str:
+    content: str = json.loads(whole_answer(completion))["choices"][0]["message"]["content"]
+    return content
