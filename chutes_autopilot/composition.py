@@ -357,6 +357,7 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
             request_deadline=settings.request_deadline,
             patience=Patience(settings.stream_idle_timeout, settings.client_write_stall_timeout),
             resilience=_resilience(settings),
+            continue_streams=settings.stream_continue,
         ),
         max_inflight=settings.max_inflight_requests,
         max_list_items=settings.max_model_list_items,

@@ -76,12 +76,13 @@ class IAttemptObserver(Interface):
 class IDownstream(Interface):
     """The client's side of one exchange."""
 
-    def start(head: Any, own: bytes, producer: Any) -> None:
+    def start(head: Any, own: bytes, producer: Any, keeps_body: bool = False) -> None:
         """Begin the answer: the upstream's end-to-end fields in their order, then ``own``.
 
         :param head: the upstream's wire.http1.ResponseHead.
         :param own: further header lines, each with its line end.
         :param producer: an IPushProducer that is paused while the client reads too slowly.
+        :param keeps_body: the request's body is still held, until the answer ends; else it has been dropped.
         """
 
     def write(data: bytes, framed: bytes = b"") -> None:

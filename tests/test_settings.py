@@ -89,6 +89,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "client_idle_timeout": 75.0,
         "client_write_stall_timeout": 60.0,
         "stream_idle_timeout": 60.0,
+        "stream_continue": False,
         "max_connections": 10000,
         "max_inflight_requests": 2000,
         "max_buffered_request_bytes": 268435456,

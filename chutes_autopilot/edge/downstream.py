@@ -44,10 +44,11 @@ class FrontDownstream:
         self.written = 0
         """How far the answer has been written; 0: not begun."""
 
-    def start(self, head: ResponseHead, own: bytes, producer: IPushProducer) -> None:
+    def start(self, head: ResponseHead, own: bytes, producer: IPushProducer, keeps_body: bool = False) -> None:
         self._head = self._begun(head, own)
         self._channel.registerProducer(producer, True)
-        self._channel.release()  # the exchange has dropped it
+        if not keeps_body:
+            self._channel.release()
 
     def answer(self, head: ResponseHead, own: bytes, data: bytes) -> None:
         start = self._begun(head, own)

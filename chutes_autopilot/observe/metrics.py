@@ -80,6 +80,11 @@ class Metrics(Collector):
             "endpoint_requests", "Requests to the endpoints beside chat, by endpoint.", "endpoint"
         )
         self.rate_limits = self.counter("rate_limited", "The platform's 429s by policy.rate_limits' kinds.", "kind")
+        self.continued = self.counter(
+            "streams_continued",
+            "Streams that broke off where another model might go on: how it did, or failed, impossible.",
+            "outcome",
+        )
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -105,6 +110,9 @@ class Metrics(Collector):
                     self._waits[attempt.failure] += 1
                     waited = self._wait_seconds.get(attempt.failure, 0.0) + attempt.waited
                     self._wait_seconds[attempt.failure] = waited
+        for attempt in record.continuations:
+            if attempt.failure is not None:
+                self._failures[attempt.failure] += 1
         if record.selected is not None:
             # with the upstream's status, which the client may have left before it saw the whole answer of
             self._selections[self._model_label(record.selected), record.attempts[-1].status or 0] += 1

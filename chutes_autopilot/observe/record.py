@@ -1,5 +1,6 @@
 """What happened to one request, from its arrival to the end of its answer: the source of log and metrics."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import attrs
@@ -14,7 +15,8 @@ CLIENT_GONE_STATUS = 499
 class AttemptRecord:
     """One attempt: the model sent, the status it got, and why it failed (policy.failover's names) and when.
 
-    :param detail: of which kind a 429 is (policy.rate_limits).
+    :param detail: of which kind a 429 is (policy.rate_limits), how a stream broke off that was continued, and how that
+        was tried: prefill or restart.
     :param started: when it began, where that was not at once after the one before.
     :param waited: seconds for which nothing was tried after it.
     :param probe: it found out whether a cooling model works again.
@@ -58,6 +60,10 @@ class RequestRecord:
     ended: float | None = None
     bytes_out: int = 0
     endpoint: str = "chat"
+    continuations: Sequence[AttemptRecord] = ()
+    """The attempts to continue the stream that was committed to, the last of ``attempts``."""
+    continued_by: str | None = None
+    """The model whose text went on behind that of the selected one: that of the last of ``continuations``."""
 
     def fields(self) -> dict[str, Any]:
         """What the log says of the request, by name; durations in milliseconds."""
@@ -71,7 +77,8 @@ class RequestRecord:
             "error": self.error,
             "selected": self.selected,
             "candidates": self.candidates,
-            "attempts": self._attempts(),
+            "attempts": _as_text(self.attempts),
+            "continuations": _as_text(self.continuations),
             "first_byte_ms": self._milliseconds(self.first_byte),
             "total_ms": self._milliseconds(self.ended),
             "overhead_ms": self._milliseconds(self.first_attempt),
@@ -86,15 +93,17 @@ class RequestRecord:
             f"request id={self.request_id} endpoint={self.endpoint} status={self.status} outcome={self.outcome} "
             f"mode={self.mode} stream={'yes' if self.stream else 'no'} error={self.error or '-'} "
             f"selected={self.selected or '-'} candidates={','.join(self.candidates) or '-'} "
-            f"attempts={','.join(self._attempts()) or '-'} "
+            f"attempts={','.join(_as_text(self.attempts)) or '-'} "
             f"first_byte_ms={'-' if first_byte is None else f'{max(0.0, first_byte - received) * 1000:.3f}'} "
             f"total_ms={'-' if ended is None else f'{max(0.0, ended - received) * 1000:.3f}'} "
             f"overhead_ms={'-' if begun is None else f'{max(0.0, begun - received) * 1000:.3f}'} "
             f"bytes_in={self.bytes_in} bytes_out={self.bytes_out}"
+            + (f" continuations={','.join(_as_text(self.continuations))}" if self.continuations else "")
         )
-
-    def _attempts(self) -> list[str]:
-        return [f"{a.model}={a.failure or a.status or 'open'}" if a.waited is None else str(a) for a in self.attempts]
 
     def _milliseconds(self, end: float | None) -> float | None:
         return None if end is None else round(max(0.0, end - self.received) * 1000, 3)
+
+
+def _as_text(attempts: Sequence[AttemptRecord]) -> list[str]:
+    return [f"{a.model}={a.failure or a.status or 'open'}" if a.waited is None else str(a) for a in attempts]

@@ -57,6 +57,7 @@ class ChatCall:
 
     :param target: the request target in origin form, as received.
     :param fields: the header lines that go upstream (wire.headers.upstream_request_headers).
+    :param continuable: whether its stream may be continued by another model: an encrypted one may not.
     """
 
     method: bytes
@@ -65,6 +66,7 @@ class ChatCall:
     body: bytes
     request_id: str
     client: Client
+    continuable: bool = True
 
     def drop(self) -> None:
         """Hold what was sent upstream no longer."""

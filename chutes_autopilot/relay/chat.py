@@ -227,6 +227,10 @@ class ChatRelay:
         until_feed = 0.0 if age is None else self.feed_interval - age
         return wait_when_exhausted(self.health.left(map(plan.base, plan.preferred), now), until_feed, exchange.client)
 
+    def continued(self, outcome: str) -> None:
+        """Count a stream that broke off, by what became of it."""
+        self.metrics.continued[outcome] += 1
+
     def finished(self, record: RequestRecord) -> None:
         """Count and log a request that is over."""
         self.metrics.active -= 1

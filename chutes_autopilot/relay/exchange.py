@@ -1,6 +1,7 @@
 """One request carried out: its attempts until the commit boundary, and the hand-over to the pipe."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import time
 from typing import Literal, Protocol
 
@@ -43,7 +44,9 @@ from chutes_autopilot.policy.resilience import Resilience, Resilient
 from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
-from chutes_autopilot.relay.endpoint import Endpoint
+from chutes_autopilot.relay.continuations import Continuations, may_be_continued
+from chutes_autopilot.relay.continuing_pipe import ContinuingPipe
+from chutes_autopilot.relay.endpoint import CHAT, Endpoint
 from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
@@ -65,6 +68,7 @@ class Limits:
     """What bounds one request: its attempts, the deadlines of each, seconds until the commit boundary, and after it.
 
     :param resilience: further rules of failover; None: there are none.
+    :param continue_streams: whether another model goes on with a stream that breaks off.
     """
 
     max_attempts: int
@@ -72,6 +76,7 @@ class Limits:
     request_deadline: float
     patience: Patience
     resilience: Resilience | None = None
+    continue_streams: bool = False
 
 
 @attrs.frozen
@@ -134,6 +139,9 @@ class Surroundings(Protocol):
 
     def wait(self, exchange: "Exchange") -> float:
         """Seconds after which another try makes sense, all candidates having failed."""
+
+    def continued(self, outcome: str) -> None:
+        """A stream broke off, and went on or could not."""
 
     def finished(self, record: RequestRecord) -> None:
         """The request is over, its record complete."""
@@ -267,7 +275,7 @@ class Exchange:
         self._happened(Answer(head.status))
         if self._pipe is not None:  # the end of a stream has to be judged, which the pipe does
             self._pipe.body(data)
-            if self._record.outcome is None:
+            if self._record.outcome is None and not self._pipe.moved_on:
                 self._pipe.end()
 
     # the state machine's commands
@@ -372,15 +380,40 @@ class Exchange:
         assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
         limit = read_rate_limit(head.index, held, time()) if head.status == RATE_LIMITED else None
         own = self._commit(head, limit)
-        patience = relay.rules.limits.patience
+        limits = relay.rules.limits
+        continuations = self._continuations(head, limits) if limits.continue_streams else None
         self._call.drop()  # sent for good: a stream may take minutes, and hold it all the while
         self._body.drop()
         if limit is None:
             self._head = None
-        guard = relay.endpoint.new_guard
-        self._pipe = Pipe(attempt, self._downstream, head, relay.clock, relay.deadlines, patience, self._relayed, guard)
+        parts = attempt, self._downstream, head, relay.clock, relay.deadlines, limits.patience, self._relayed
+        if continuations is None:
+            self._pipe = Pipe(*parts, relay.endpoint.new_guard)
+        else:
+            self._pipe = ContinuingPipe(*parts, continuations)
         attempt.observer = self._pipe
-        self._downstream.start(head, own, self._pipe)
+        self._downstream.start(head, own, self._pipe, keeps_body=continuations is not None)
+
+    def _continuations(self, head: ResponseHead, limits: Limits) -> Continuations | None:
+        """What it takes to continue this stream, where it can be."""
+        call, body, plan, relay = self._call, self._body, self.route.plan, self._relay
+        continuable = may_be_continued(call, body, plan, head) if relay.endpoint is CHAT else None
+        if continuable is None:
+            return None
+        return Continuations(
+            attrs.evolve(call, body=b""),
+            attrs.evolve(body),
+            continuable,
+            plan,
+            self._record,
+            limits.max_attempts,
+            limits.timeouts.header,
+            relay.health,
+            relay.clock.seconds,
+            self.open_upstream,
+            partial(relay.succeeded, self),
+            relay.continued,
+        )
 
     def _relay_whole(self, data: bytes) -> None:
         """Write an answer that is here from its head to its end."""

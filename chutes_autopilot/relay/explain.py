@@ -1,8 +1,10 @@
 """From what happened to a request to the record that explains it; made only when somebody asks."""
 
+from collections.abc import Sequence
+
 import attrs
 
-from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, Followed
 from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.exchange import Route
@@ -46,17 +48,9 @@ class Explained:
 
     def _attempts(self) -> tuple[AttemptView, ...]:
         record, views = self.record, []
-        started, last = record.first_attempt, len(record.attempts) - 1
-        for place, attempt in enumerate(record.attempts):
-            followed: Followed | None = "next"
-            if attempt.failure == HEDGE_LOST:
-                followed = "outrun"
-            elif place < last and record.attempts[place + 1].model == attempt.model:
-                followed = "again"
-            elif place == last:
-                followed = "committed" if record.selected is not None else None
-                if followed is None and record.outcome is not None:
-                    followed = "client_left" if record.outcome == "client_gone" else "gave_up"
+        attempts, started = (*record.attempts, *record.continuations), record.first_attempt
+        for place, attempt in enumerate(attempts):
+            followed = self._followed(place, attempts)
             failure = attempt.failure
             if failure is None and attempt.status is None and followed == "gave_up":
                 failure = record.error
@@ -76,6 +70,21 @@ class Explained:
             )
             started = attempt.failed
         return tuple(views)
+
+    def _followed(self, place: int, attempts: Sequence[AttemptRecord]) -> Followed | None:
+        """What came after one of the attempts; the last ones may be those to continue the stream of another."""
+        record, last, committed = self.record, len(attempts) - 1, len(self.record.attempts) - 1
+        if attempts[place].failure == HEDGE_LOST:
+            return "outrun"
+        if place == committed and record.selected is not None:
+            return "committed" if record.continued_by is None else "continued"
+        if place == last:
+            if record.continued_by is not None:
+                return "committed"
+            if record.outcome is None:
+                return None
+            return "client_left" if record.outcome == "client_gone" else "gave_up"
+        return "again" if attempts[place].model == attempts[place + 1].model else "next"
 
     def _base(self, model: str) -> str:
         return model if self.route is None else self.route.plan.base(model)

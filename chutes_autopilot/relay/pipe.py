@@ -57,6 +57,9 @@ class Pipe:
     :param new_guard: makes what judges whether a stream came to its end.
     """
 
+    moved_on = False
+    """Whether another attempt has taken the place of the one it was made for."""
+
     def __init__(
         self,
         attempt: IUpstreamAttempt,

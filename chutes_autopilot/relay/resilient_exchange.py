@@ -204,7 +204,7 @@ class ResilientExchange(Exchange):
             pipe.body(held)
         elif pipe is not None:
             self._downstream.write(b"")
-        if over and self._record.outcome is None and pipe is not None:
+        if over and self._record.outcome is None and pipe is not None and not pipe.moved_on:
             pipe.end()
 
     def _commit(self, head: ResponseHead, limit: Any) -> bytes:

@@ -66,7 +66,8 @@ class TracedRelay(ChatRelay):
         def traced(
             model: str, request: UpstreamRequest, header_timeout: float, observer: IAttemptObserver
         ) -> IUpstreamAttempt:
-            lines = trace.attempt(exchange.record.attempts[-1], self.clock.seconds())
+            record = exchange.record
+            lines = trace.attempt((record.continuations or record.attempts)[-1], self.clock.seconds())
             if lines and tell:
                 request.fields = _TRACE_LINES.sub(b"", request.fields) + lines
             return make(model, request, header_timeout, observer)

@@ -81,6 +81,13 @@ class Watch:
         if self._next_look is None:
             self._next_look = self._deadlines.start(self._step, self._look)
 
+    def again(self) -> None:
+        """Another upstream takes the place of the one that was watched: its time begins now."""
+        self.heard_at = self._now()
+        if self._paused_at is not None:
+            self._paused_at = self.heard_at
+        self.start()
+
     def stop(self) -> None:
         """Look no more, and forget who would have been told."""
         if self._next_look is not None:
@@ -89,6 +96,7 @@ class Watch:
         self._idle = self._stalled = _nobody_asks
 
     def _look(self) -> None:
+        self._next_look = None
         now = self._now()
         if self._paused_at is None:
             if now - self.heard_at >= self._patience.stream_idle:

@@ -80,6 +80,15 @@ RESILIENCE_SETTINGS: tuple[Setting, ...] = (
         milliseconds(60_000),
     ),
     Setting(
+        "STREAM_CONTINUE",
+        "false",
+        "boolean",
+        "Another model of the alias or list goes on, once, with a stream of text that breaks off (resilient: true).",
+        "true",
+        boolean,
+        resilient="true",
+    ),
+    Setting(
         "HEDGE",
         "false",
         "boolean",

@@ -117,6 +117,7 @@ class Settings:
     context_length_failover: bool
     rate_limit_retry: bool
     retry_after_max: float
+    stream_continue: bool
     hedge: bool
     chutes_enabled: bool
     chutes_base_url: str

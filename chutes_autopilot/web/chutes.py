@@ -156,7 +156,13 @@ class ChutesRoute:
             raise
         asked = AskedFor(caller, self._request_hash(request, body), exchange)
         call = ChatCall(
-            b"POST", b"/v1/chat/completions", self.upstream_fields, clear, request.request_id, client_of(request)
+            b"POST",
+            b"/v1/chat/completions",
+            self.upstream_fields,
+            clear,
+            request.request_id,
+            client_of(request),
+            continuable=exchange is None,
         )
         sealed_model = None if sealed is None else sealed.model
         del body, clear, sealed  # the call alone holds the body, which is dropped before the answer ends
@@ -187,7 +193,7 @@ class ChutesRoute:
             if error is not None:
                 done.errback(error)
             elif record.outcome == "complete":
-                if record.status == 200:
+                if record.status == 200 and record.continued_by is None:  # nobody signs for two models as one
                     self.kept(asked, opened.model, answers[-1], record)
                 done.callback(None)
 

@@ -18,11 +18,11 @@ class RequestDownstream:
     def __init__(self, request: GatewayRequest) -> None:
         self._request = request
 
-    def start(self, head: ResponseHead, own: bytes, producer: IPushProducer) -> None:
+    def start(self, head: ResponseHead, own: bytes, producer: IPushProducer, keeps_body: bool = False) -> None:
         self._begin(head, own)
         self._request.registerProducer(producer, True)
-        if self._request.channel is not None:
-            self._request.channel.release()  # the exchange has dropped it
+        if self._request.channel is not None and not keeps_body:
+            self._request.channel.release()
 
     def answer(self, head: ResponseHead, own: bytes, data: bytes) -> None:
         self._begin(head, own)

@@ -215,6 +215,25 @@ async def test_the_sampler_decides(
     assert bool(collector.all()) is (flags == b"01")
 
 
+async def test_a_continuation_has_a_span_of_its_own(
+    traced: Callable[..., Any], scripted: ScriptedUpstream, collector: Collector
+) -> None:
+    """It ends with the request, that of the stream which broke off with the break; the upstream is told of each."""
+    stream = CHUNKED.replace(b"application/json", b"text/event-stream")
+    begun = b'data: {"choices":[{"index":0,"delta":{"content":"my completion"}}]}\n\n'
+    scripted.scripts["a/A"] = respond(stream + chunk(begun), close=True)
+    scripted.scripts["b/B"] = respond(stream + chunk(begun + b"data: [DONE]\n\n") + chunk(b""))
+    gateway = await traced(STREAM_CONTINUE="true")
+    messages = [{"role": "user", "content": "my prompt"}]
+    await gateway.chat({"model": "a/A,b/B", "stream": True, "messages": messages}, TRACEPARENT)
+    await end(gateway)
+    first, second = (collector.spans[name] for name in PAIR)
+    assert len(collector.all()) == 3
+    assert first.end_time_unix_nano <= second.start_time_unix_nano
+    told = [f"00-{TRACE}-{span.span_id.hex()}-01".encode() for span in (first, second)]
+    assert sent_upstream(scripted, b"traceparent") == told
+
+
 async def test_refusals_cuts_and_clients_that_leave_are_told(
     traced: Callable[..., Any], scripted: ScriptedUpstream, collector: Collector
 ) -> None:

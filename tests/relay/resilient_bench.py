@@ -106,7 +106,7 @@ class Downstream:
     end: str | None = None
     starts: int = 0
 
-    def start(self, head: ResponseHead, own: bytes, producer: Any) -> None:
+    def start(self, head: ResponseHead, own: bytes, producer: Any, keeps_body: bool = False) -> None:
         self.head, self.own, self.starts = head, own, self.starts + 1
 
     def write(self, data: bytes, framed: bytes = b"") -> None:

@@ -55,3 +55,36 @@ def test_a_request_that_was_refused_at_once_lacks_nothing_either() -> None:
     """Its error is the explanation."""
     record = RequestRecord("r", 100.0, ended=100.0, outcome="refused", status=400, error="unknown_model")
     assert Explained(record, None).decision().missing() == ()
+
+
+@pytest.mark.parametrize(
+    ("ending", "continuations", "followed"),
+    [
+        (
+            {"outcome": "complete", "continued_by": "b"},
+            [AttemptRecord("b", 400, "continuation_refused", 102.0, "prefill"), AttemptRecord("b", 200)],
+            ["continued", "again", "committed"],
+        ),
+        (
+            {"outcome": "cut", "error": "upstream_stream_truncated"},
+            [AttemptRecord("b", 503, "upstream_503", 102.0), AttemptRecord("c", None, "upstream_connect_error", 103.0)],
+            ["committed", "next", "gave_up"],
+        ),
+        ({"outcome": "client_gone"}, [AttemptRecord("b")], ["committed", "client_left"]),
+    ],
+)
+def test_a_stream_that_broke_off_is_explained_too(
+    ending: dict[str, object], continuations: list[AttemptRecord], followed: list[str]
+) -> None:
+    """The attempts to continue it follow the one that was committed to, which says how it broke off."""
+    state, first = begin(PLAN, stream=True, timeouts=Timeouts(1, 1, 1), max_attempts=8)
+    record = RequestRecord("r", 100.0, stream=True, first_attempt=100.5, ended=104.0, selected="a:latency", status=200)
+    record.attempts = [AttemptRecord("a:latency", 200, failed=101.0, detail="upstream_stream_idle")]
+    record.continuations = continuations
+    for name, value in ending.items():
+        setattr(record, name, value)
+    decision = Explained(record, Route(PLAN, state, first, why=why)).decision()
+    assert decision.missing() == ()
+    assert [attempt.followed for attempt in decision.attempts] == followed
+    assert [(attempt.ended, attempt.detail) for attempt in decision.attempts][:1] == [(1.0, "upstream_stream_idle")]
+    assert decision.attempts[1].started == 1.0
