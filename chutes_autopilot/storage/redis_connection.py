@@ -1,12 +1,14 @@
 """A connection to Redis that is always on its way. Needs the extra ``redis``: import it only where Redis is used."""
 
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from OpenSSL.SSL import Error as TLSError
 from twisted.application.service import Service
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -25,6 +27,14 @@ LONGEST_PAUSE = 2.0
 """Seconds before the next attempt to connect; doubled each time until a command succeeds."""
 
 LOST = "connection lost"
+NOT_CONNECTED = "not connected"
+UNKNOWN = "never connected"
+CHANGED_KEYS = "__redis__:invalidate"
+"""The channel on which Redis names the keys that others have changed."""
+
+Words = tuple[str | bytes | int, ...]
+"""One command."""
+
 GOOD_POLICY = [b"maxmemory-policy", b"noeviction"]
 
 _log = Logger()
@@ -72,6 +82,11 @@ class _RedisProtocol(BaseRedisProtocol):  # type: ignore[misc]
         self.callLater = clock.callLater
         self.end = ""
 
+    def _build_command(self, *words: str | bytes | int) -> bytes:
+        # txredisapi's own takes ten times as long, which is felt where records of many requests are written
+        encoded = [word if type(word) is bytes else str(word).encode() for word in words]
+        return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded])
+
     def connectionLost(self, why: Failure) -> None:
         self.end = "TLS or certificate" if why.check(TLSError) else type(why.value).__name__
         super().connectionLost(why)
@@ -88,6 +103,24 @@ class _RedisProtocol(BaseRedisProtocol):  # type: ignore[misc]
         await self.ended()
 
 
+class _Listener(_RedisProtocol):
+    """A connection on which Redis says which keys have changed."""
+
+    def __init__(self, clock: Any, changed: "Changed") -> None:
+        super().__init__(clock)
+        self._changed = changed
+
+    def replyReceived(self, reply: Any) -> None:
+        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+            self._changed(reply[2])
+        else:
+            super().replyReceived(reply)
+
+
+Changed = Callable[[list[bytes] | None], object]
+"""Told of keys that were read here and that somebody else has changed or that are gone since; None: all of them."""
+
+
 class RedisConnection(Service):
     """The one connection to Redis, made in the background and made again whenever it is lost.
 
@@ -98,8 +131,16 @@ class RedisConnection(Service):
     txredisapi's own connecting is not used: it stops for good where logging in fails, which it also does while Redis
     is loading its data, and it lets commands wait without limit.
 
+    The log has one line when Redis cannot be used any more and one when it can be again, whatever happens between.
+
     :param timeout: seconds for an answer; may be changed at any time.
     :param login_timeout: seconds for each step of logging in, the first with the TLS handshake.
+    :param changed: told of changed keys (Redis's client-side caching), for which there is a second connection that
+        lives and ends with the first.
+    :param errors: counts what went wrong: ``timeout``, ``refused``, ``lost`` or ``connect``.
+    :ivar epoch: counts the connections so far; while it stays, `changed` has missed nothing.
+    :ivar tracking: whether Redis names changed keys.
+    :ivar refusal: why the last pipeline was refused, None where it was not.
     """
 
     def __init__(
@@ -109,15 +150,27 @@ class RedisConnection(Service):
         server: RedisServer,
         timeout: float,
         login_timeout: float = CONNECT_TIMEOUT,
+        changed: Changed | None = None,
+        errors: Counter[str] | None = None,
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
         self._server = server
         self.timeout = timeout
         self._login_timeout = login_timeout
+        self._changed = changed
+        self._errors: Counter[str] = Counter() if errors is None else errors
+        self.epoch = 0
+        self.tracking = False
+        self.connected: list[Callable[[], object]] = []
+        """Called each time commands can be given again."""
         self._usable: _RedisProtocol | None = None
-        self._fault: str | None = "never connected"
+        self._listener: _Listener | None = None
+        self._fault: str | None = UNKNOWN
         self._policy: Any = GOOD_POLICY
+        self._untracked = False
+        self._refused_in = 0
+        self.refusal: str | None = None
         self._pause = FIRST_PAUSE
         self._work: Deferred[None] | None = None
 
@@ -140,38 +193,96 @@ class RedisConnection(Service):
         """Why Redis cannot be used, None where it can be."""
         return self._fault
 
+    @property
+    def usable(self) -> bool:
+        """Whether it makes sense to ask."""
+        return self._usable is not None
+
     def command(self, *words: str | bytes | int) -> Deferred[Any]:
         """Ask Redis; what comes back is None, ``str`` for a status line, ``int``, ``bytes``, or a list of these.
 
         Fails with RedisUnavailable.
         """
-        return Deferred.fromCoroutine(self._command(*words))
+        return Deferred.fromCoroutine(self._command(words))
 
-    async def _command(self, *words: str | bytes | int) -> Any:
-        if self._usable is None:
-            raise RedisUnavailable("not connected")
+    async def _command(self, words: Words) -> Any:
         try:
-            answer = await self._ask(self._usable, self.timeout, *words)
+            (answer,) = await self._answers((words,))
         except RedisUnavailable as error:
             self._tell(error.reason)
             raise
-        self._pause = FIRST_PAUSE
         self._tell(None)
         return answer
 
-    async def _ask(self, protocol: _RedisProtocol, timeout: float, *words: str | bytes | int) -> Any:  # noqa: ASYNC109
+    def pipeline(self, *commands: Words) -> Deferred[list[Any]]:
+        """Ask several things in one go, which nobody depends on; their answers in order.
+
+        Fails with RedisUnavailable where one of them fails; the others may have been done all the same. What Redis
+        refuses is told to the log once for each connection, and does not count as an outage.
+        """
+        return Deferred.fromCoroutine(self._pipeline(commands))
+
+    async def _pipeline(self, commands: Sequence[Words]) -> list[Any]:
         try:
-            return await protocol.execute_command(*words).addTimeout(timeout, self._reactor)
-        except TimeoutError:
-            # its answer may still come, and all others would wait behind it: better a new connection
-            protocol.transport.abortConnection()
-            raise RedisUnavailable("timeout") from None
-        except ResponseError as error:
-            word = re.match("[A-Z]{1,20}(?= |$)", str(error))
-            code = word[0] if word else "ERR"
-            raise RedisUnavailable(f"{code} to {words[0]!s}", code) from None
+            answers = await self._answers(commands)
+        except RedisUnavailable as error:
+            self.refusal = error.reason if error.code is not None else None
+            if error.code is None:
+                self._tell(error.reason)
+            elif self._refused_in != self.epoch:
+                self._refused_in = self.epoch
+                _log.warn("Redis refuses what replicas share: {reason}", reason=error.reason)
+            raise
+        self.refusal = None
+        return answers
+
+    async def _answers(self, commands: Sequence[Words]) -> list[Any]:
+        if self._usable is None:
+            raise RedisUnavailable(NOT_CONNECTED)
+        try:
+            answers = await self._ask(self._usable, self.timeout, commands)
+        except RedisUnavailable as error:
+            self._count(error)
+            raise
+        self._pause = FIRST_PAUSE
+        return answers
+
+    async def _ask(
+        self,
+        protocol: _RedisProtocol,
+        timeout: float,  # noqa: ASYNC109
+        commands: Sequence[Words],
+    ) -> list[Any]:
+        outcomes: list[Any] = []
+        try:
+            for number, words in enumerate(commands, 1):
+                answer = protocol.execute_command(*words)
+                if number == len(commands):  # answers come in order, so with the last one all are there
+                    answer.addTimeout(timeout, self._reactor)
+                answer.addBoth(outcomes.append)
+            await answer
         except RedisError:
             raise RedisUnavailable(LOST) from None
+        if any(isinstance(outcome, Failure) for outcome in outcomes):
+            raise self._fault_of(protocol, commands, outcomes)
+        return outcomes
+
+    def _fault_of(self, protocol: _RedisProtocol, commands: Sequence[Words], outcomes: list[Any]) -> BaseException:
+        """What to raise where not everything was answered."""
+        number, failed = next((n, each.value) for n, each in enumerate(outcomes) if isinstance(each, Failure))
+        if isinstance(failed, TimeoutError):
+            # its answer may still come, and all others would wait behind it: better a new connection
+            protocol.transport.abortConnection()
+            return RedisUnavailable("timeout")
+        if isinstance(failed, ResponseError):
+            word = re.match("[A-Z]{1,20}(?= |$)", str(failed))
+            code = word[0] if word else "ERR"
+            return RedisUnavailable(f"{code} to {commands[number][0]!s}", code)
+        return failed if isinstance(failed, CancelledError) else RedisUnavailable(LOST)
+
+    def _count(self, error: RedisUnavailable) -> None:
+        kinds = {"timeout": "timeout", LOST: "lost"}
+        self._errors["refused" if error.code is not None else kinds.get(error.reason, "connect")] += 1
 
     async def _stay_connected(self) -> None:
         while True:
@@ -182,6 +293,7 @@ class RedisConnection(Service):
             except RedisUnavailable as error:
                 if not self.running:  # endpoints make errors of their own of a cancelled attempt
                     return
+                self._count(error)
                 self._tell(error.reason)
             except Exception:  # noqa: BLE001 - told to the log; without this loop Redis would stay away
                 events.failed_unexpectedly(Failure(), "connecting to Redis")
@@ -190,27 +302,30 @@ class RedisConnection(Service):
 
     async def _use(self, protocol: _RedisProtocol) -> NoReturn:
         """Let commands use the connection until it ends."""
+        listener, self._listener = self._listener, None
         self._usable = protocol
+        self.epoch += 1
         self._tell(None)
         try:
-            await protocol.ended()
+            for told in self.connected:
+                told()
+            await (protocol.ended() if listener is None else _either(protocol, listener))
         finally:
             self._usable = None
+            self.tracking = False
             await protocol.cut()
+            if listener is not None:
+                await listener.cut()
         raise RedisUnavailable(protocol.end)
 
     async def _connected(self) -> Any:
-        """A connection that is logged in and answers."""
-        factory = Factory.forProtocol(lambda: _RedisProtocol(self._reactor))
-        factory.noisy = False
-        try:
-            protocol: Any = await self._endpoint.connect(factory)
-        except CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - every failure of names, routes and sockets is one of Redis
-            raise RedisUnavailable(type(error).__name__) from None
+        """A connection that is logged in and answers, with its listener where one is wanted and allowed."""
+        protocol = await self._open(_RedisProtocol(self._reactor))
         try:
             await self._log_in(protocol)
+            await self._look_at_policy(protocol)
+            if self._changed is not None:
+                await self._track(protocol, self._changed)
         except BaseException as error:
             await protocol.cut()
             if isinstance(error, RedisUnavailable) and error.reason == LOST:
@@ -218,14 +333,45 @@ class RedisConnection(Service):
             raise
         return protocol
 
+    async def _open(self, protocol: _RedisProtocol) -> Any:
+        factory = Factory.forProtocol(lambda: protocol)
+        factory.noisy = False
+        try:
+            return await self._endpoint.connect(factory)
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every failure of names, routes and sockets is one of Redis
+            raise RedisUnavailable(type(error).__name__) from None
+
+    async def _track(self, protocol: _RedisProtocol, changed: Changed) -> None:
+        """Have Redis name the keys read here that others change; without that, what replicas know drifts apart."""
+        listener = await self._open(_Listener(self._reactor, changed))
+        try:
+            await self._log_in(listener)
+            (number,) = await self._ask(listener, self._login_timeout, [("CLIENT", "ID")])
+            await self._ask(listener, self._login_timeout, [("SUBSCRIBE", CHANGED_KEYS)])
+            words: Words = ("CLIENT", "TRACKING", "ON", "REDIRECT", number, "NOLOOP")
+            await self._ask(protocol, self._login_timeout, [words])
+        except BaseException as error:
+            await listener.cut()
+            if isinstance(error, RedisUnavailable) and error.code in ("NOPERM", "ERR"):
+                if not self._untracked:
+                    self._untracked = True
+                    _log.warn("Redis refuses CLIENT TRACKING: stickiness stays in each process")
+                return
+            raise
+        self._listener, self.tracking = listener, True
+
     async def _log_in(self, protocol: _RedisProtocol) -> None:
         server = self._server
         if server.password is not None:
             login = (server.password,) if server.username is None else (server.username, server.password)
-            await self._ask(protocol, self._login_timeout, "AUTH", *login)
+            await self._ask(protocol, self._login_timeout, [("AUTH", *login)])
         if server.db:
-            await self._ask(protocol, self._login_timeout, "SELECT", server.db)
+            await self._ask(protocol, self._login_timeout, [("SELECT", server.db)])
         await self._unless_refused(protocol, "PING")
+
+    async def _look_at_policy(self, protocol: _RedisProtocol) -> None:
         policy = await self._unless_refused(protocol, "CONFIG", "GET", "maxmemory-policy")
         if policy != self._policy:
             self._policy = policy
@@ -237,7 +383,7 @@ class RedisConnection(Service):
     async def _unless_refused(self, protocol: _RedisProtocol, *words: str) -> Any:
         # what is not needed for the work may be forbidden to this user, or unknown to what only speaks like Redis
         try:
-            return await self._ask(protocol, self._login_timeout, *words)
+            return _first(await self._ask(protocol, self._login_timeout, [words]))
         except RedisUnavailable as error:
             if error.code in ("NOPERM", "ERR"):
                 return None
@@ -248,10 +394,20 @@ class RedisConnection(Service):
 
         :param fault: why not.
         """
-        if fault == self._fault or not self.running:
+        if fault in (self._fault, NOT_CONNECTED) or not self.running:
             return
-        self._fault = fault
+        told, self._fault = self._fault, fault
         if fault is None:
             _log.info("Redis is connected")
-        else:
+        elif told is None or told == UNKNOWN:
             _log.warn("Redis cannot be used: {reason}", reason=fault)
+
+
+def _first(answers: list[Any]) -> Any:
+    return answers[0]
+
+
+async def _either(one: _RedisProtocol, other: _RedisProtocol) -> None:
+    """Wait for the end of one of two connections."""
+    ends = [Deferred.fromCoroutine(each.ended()) for each in (one, other)]
+    await DeferredList(ends, fireOnOneCallback=True, consumeErrors=True)

@@ -68,10 +68,12 @@ def connect() -> Iterator[Callable[..., RedisConnection]]:
         endpoint: Any = None,
         timeout: float = UNLIKELY,
         login_timeout: float = UNLIKELY,
+        changed: Callable[[list[bytes] | None], object] | None = None,
         **login: Any,
     ) -> RedisConnection:
         where = endpoint or UNIXClientEndpoint(reactor, process.path)
-        connection = RedisConnection(reactor, where, RedisServer("localhost", **login), timeout, login_timeout)
+        server = RedisServer("localhost", **login)
+        connection = RedisConnection(reactor, where, server, timeout, login_timeout, changed)
         connection.startService()
         made.append(connection)
         return connection
