@@ -84,6 +84,21 @@ class Cooldown:
         self._times += 1
         return True
 
+    @property
+    def found(self) -> tuple[float, int]:
+        """Until when it is left alone, and how often in a row it has cooled down."""
+        return self._until, self._times
+
+    def heard(self, until: float, times: int) -> None:
+        """Another replica found it failing.
+
+        :param times: how often in a row, at least once.
+        """
+        if (until, times) != (self._until, self._times):
+            self._failed_at.clear()
+            self._probe_began = None
+            self._until, self._times = until, times
+
     def succeeded(self) -> None:
         """An attempt was answered: all is forgotten."""
         self._failed_at.clear()

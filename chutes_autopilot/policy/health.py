@@ -105,6 +105,8 @@ class FleetHealth:
 
     rules: CooldownRules = attrs.field(factory=CooldownRules)
     max_models: int = 1000
+    told: Callable[[str, Cooldown], object] | None = None
+    """Told of a model that begins or goes on to cool down, or works again."""
     _models: OrderedDict[str, ModelHealth] = attrs.field(factory=OrderedDict, init=False)
     _cooling: set[str] = attrs.field(factory=set, init=False)
 
@@ -123,7 +125,10 @@ class FleetHealth:
         health = self._of(model)
         health.successes += 1
         health.cooldown.succeeded()
-        self._cooling.discard(model)
+        if model in self._cooling:
+            self._cooling.discard(model)
+            if self.told is not None:
+                self.told(model, health.cooldown)
         if first_token is not None:
             health.add_first_token(max(0.0, first_token), now)
 
@@ -134,6 +139,8 @@ class FleetHealth:
         cools = health.cooldown.failed(now)
         if cools:
             self._cooling.add(model)
+            if self.told is not None:
+                self.told(model, health.cooldown)
         return cools
 
     def abandoned(self, model: str) -> None:
@@ -164,6 +171,19 @@ class FleetHealth:
         """All of some models cooled down and yet one answered: the platform had failed, so all get their probe."""
         for name in self._cooling.intersection(models):
             self._models[name].cooldown.end_wait(now)
+            if self.told is not None:
+                self.told(name, self._models[name].cooldown)
+
+    def heard(self, model: str, until: float, times: int, now: float) -> None:
+        """Another replica found a model failing, or (0 times) working again; `told` is not told."""
+        if not times:
+            if model in self._cooling:
+                self._models[model].cooldown.succeeded()
+                self._cooling.discard(model)
+        elif self.rules.failures and (until > now or model in self._cooling):
+            # a clock that is wrong elsewhere must not take a model away here for long
+            self._of(model).cooldown.heard(min(until, now + self.rules.longest), times)
+            self._cooling.add(model)
 
     def apply(self, rules: CooldownRules) -> None:
         """Put other rules into force; what cools down goes on to do so."""

@@ -233,3 +233,39 @@ def test_the_number_of_models_is_bounded() -> None:
     fleet.succeeded("c", None, 0)
     assert sorted(fleet.as_json(0)) == ["b", "c"]
     assert not fleet.is_cooling("a", 0)
+
+
+def test_what_another_replica_found_counts_as_found_here() -> None:
+    """A model cools down as long as it does there, its next probe here counts on, and an answer there ends it here."""
+    fleet = FleetHealth(RULES)
+    fleet.heard("a", 20.0, 2, 0.0)
+    assert fleet.cooling(19.9) == {"a"}
+    assert fleet.started("a", 20.0)
+    assert fleet.failed("a", 20.0)
+    assert fleet.left(["a"], 20.0) == 35.0
+    fleet.heard("a", 0.0, 0, 21.0)
+    assert fleet.cooling(21.0) == frozenset()
+    fleet.heard("b", 5.0, 1, 10.0)  # over already
+    assert fleet.cooling(10.0) == frozenset()
+    fleet.heard("c", 1e9, 1, 0.0)  # by a clock that is wrong
+    assert fleet.left(["c"], 0.0) == RULES.longest
+
+
+def test_cooldowns_can_be_off_here() -> None:
+    """Then what others find is their affair."""
+    fleet = FleetHealth(CooldownRules(failures=0))
+    fleet.heard("a", 20.0, 2, 0.0)
+    assert fleet.cooling(0.0) == frozenset()
+
+
+def test_others_are_told_of_beginnings_and_ends() -> None:
+    """When a model begins or goes on to cool down, when all get their probe, and when it answers; not of single
+    failures nor of answers of the healthy, nor of what the others said."""
+    told: list[tuple[str, tuple[float, int]]] = []
+    fleet = FleetHealth(RULES, told=lambda model, cooldown: told.append((model, cooldown.found)))
+    fleet.succeeded("a", None, 0.0)
+    cooled(fleet)
+    fleet.back(["a"], 5.0)
+    fleet.heard("b", 20.0, 1, 0.0)
+    fleet.succeeded("a", None, 6.0)
+    assert told == [("a", (10.0, 1)), ("a", (5.0, 1)), ("a", (5.0, 0))]
