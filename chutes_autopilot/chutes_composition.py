@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from treq.client import HTTPClient
@@ -17,6 +17,7 @@ from chutes_autopilot.e2ee.request_headers import E2EEPolicy
 from chutes_autopilot.e2ee.server_keys import ServerKeys
 from chutes_autopilot.e2ee_keys import KeyHolder, key_holder
 from chutes_autopilot.interfaces import IReplayClaims
+from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.policy.retry_shield import BanFuse
@@ -37,7 +38,11 @@ from chutes_autopilot.web.chutes import ChutesRoute, Encryption, upstream_fields
 from chutes_autopilot.web.client_auth import AccessRules, authenticate_request
 from chutes_autopilot.web.kept_answers import Evidence, KeptAnswers
 from chutes_autopilot.web.root import ChutesEndpoints
+from chutes_autopilot.web.shared_answers import SharedAnswers
 from chutes_autopilot.web.signatures import SignatureRoute, SignedExchange
+
+if TYPE_CHECKING:
+    from chutes_autopilot.shared_composition import Sharing
 
 MAX_MODELS_BYTES = 64 * 1024 * 1024
 """The largest list of models that is passed on."""
@@ -78,11 +83,13 @@ def build_chutes(
     service: MultiService,
     refresh_catalog: Callable[[], None],
     attestation_root: bytes | None = None,
+    sharing: "Sharing | None" = None,
 ) -> ChutesParts:
     """The Chutes route, switched on; what it needs to run is made a part of ``service``.
 
     :param refresh_catalog: called when the platform does not know what its catalog lists.
     :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
+    :param sharing: what replicas share; None where they share claims alone, if at all.
     :raises SettingsError: the key file or the file of measurements cannot be used.
     """
     in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
@@ -96,6 +103,7 @@ def build_chutes(
     answers: ExpiringStore[tuple[bytes, str], SignedExchange] = ExpiringStore(
         settings.chat_cache_expiration, settings.signature_max_entries, reactor.seconds
     )
+    shared = None if sharing is None else SharedAnswers(answers, sharing.exchanges)
 
     def current_keys() -> ServerKeys:
         return keys.current
@@ -125,17 +133,24 @@ def build_chutes(
     route = ChutesRoute(
         authenticate=spends,
         relay=relay,
-        encryption=_encryption(settings, reactor, keys, deadlines, in_thread, trust_root, service),
+        encryption=_encryption(
+            settings,
+            reactor,
+            keys,
+            deadlines,
+            in_thread,
+            _claims(settings, reactor, trust_root, relay.metrics, service, sharing),
+        ),
         open_upstream=transport,
         upstream_fields=upstream_fields(settings.chutes_api_key or b"", AGENT),
         fetch_models=_models(settings, reactor, http_client),
-        kept=KeptAnswers(answers, current_keys, time, chute_of, evidence_of),
+        kept=KeptAnswers(shared or answers, current_keys, time, chute_of, evidence_of),
         trust_request_hash=settings.e2ee_trust_request_hash,
     )
     return ChutesParts(
         route,
         AttestationRoute(free, current_keys, agent, settings.e2ee_attestation, settings.chutes_transport, time),
-        SignatureRoute(free, current_keys, answers, time),
+        SignatureRoute(free, current_keys, answers, time, None if shared is None else shared.elsewhere),
         keys,
     )
 
@@ -164,8 +179,7 @@ def _encryption(
     keys: KeyHolder,
     deadlines: Deadlines,
     in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
-    trust_root: Any,
-    service: MultiService,
+    claims: IReplayClaims,
 ) -> Encryption:
     policy = E2EEPolicy(
         require=settings.e2ee_require,
@@ -188,7 +202,7 @@ def _encryption(
         keys=lambda: keys.current,
         policy=policy,
         terms=terms,
-        claims=_claims(settings, reactor, trust_root, service),
+        claims=claims,
         not_before=int(time()) if forgets else None,
         unix_time=time,
         deadlines=deadlines,
@@ -196,15 +210,23 @@ def _encryption(
     )
 
 
-def _claims(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> IReplayClaims:
+def _claims(
+    settings: Settings,
+    reactor: Any,
+    trust_root: Any,
+    metrics: Metrics,
+    service: MultiService,
+    sharing: "Sharing | None",
+) -> IReplayClaims:
     if settings.redis_url is None:
         return MemoryClaims(settings.e2ee_replay_max_entries, time)
     # an extra: imported only where Redis is used
+    from chutes_autopilot.shared_composition import connect
     from chutes_autopilot.storage.redis import RedisClaims
-    from chutes_autopilot.storage.redis_connection import RedisConnection, redis_endpoint
 
-    endpoint = redis_endpoint(reactor, settings.redis_url, trust_root)
-    connection = RedisConnection(reactor, endpoint, settings.redis_url, settings.e2ee_redis_timeout)
+    if sharing is not None:
+        return RedisClaims(sharing.redis, time)
+    connection = connect(settings, reactor, trust_root, metrics, None)
     connection.setServiceParent(service)
     return RedisClaims(connection, time)
 

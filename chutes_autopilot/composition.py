@@ -1,7 +1,7 @@
 """The composition root: settings become objects, objects become one service. Only here the whole settings are known."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,7 @@ from chutes_autopilot.web.site import ClientLimits, GatewayRequest, GatewaySite
 
 if TYPE_CHECKING:
     from chutes_autopilot.e2ee_keys import KeyHolder
+    from chutes_autopilot.shared_composition import Sharing
     from chutes_autopilot.web.explorer.parts import ExplorerParts
 
 DEMO_FIRST_TOKEN = 0.15
@@ -125,11 +126,14 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     sticky = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
     deadlines = Deadlines(reactor)
     relay = _chat_relay(settings, reactor, service, snapshots, metrics, pool, backend, sticky, deadlines)
+    sharing = None if demo else _sharing(settings, reactor, trust_root, metrics, sticky, relay, service)
     others = _other_relays(settings, reactor, relay, pool)
     routes = {each.endpoint.path: ChatRoute(each) for each in (relay, *others)}
     chat = routes[CHAT.path]
     models = ModelsRoute(snapshots, lambda: relay.rules.own_aliases)
-    operations = OperationsRoute(_readiness(in_force, reactor, snapshots, connections), metrics)
+    operations = OperationsRoute(
+        _readiness(in_force, reactor, snapshots, connections), metrics, None if sharing is None else sharing.trouble
+    )
     http_client = _http_client(settings, reactor, trust_root, service)
     chutes, chutes_relay = CHUTES_DISABLED, relay
     if settings.chutes_enabled:
@@ -148,10 +152,13 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             service,
             lambda: refreshes[0].hasten(CATALOG_HASTE_SECONDS),
             attestation_root,
+            sharing,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
-        chutes_relay.decisions = relay.decisions
+        chutes_relay.decisions, chutes_relay.recall = relay.decisions, relay.recall
     relays = (relay, chutes_relay, *others)
+    if sharing is not None:
+        sharing.share_cooldowns(_healths(relay, chutes_relay, others))
     admin = settings.admin_endpoint is not None
 
     def refused(request: GatewayRequest, error: ApiError) -> None:
@@ -188,6 +195,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             metrics,
             trust_root,
             [relay] if chutes_relay is relay else [relay, chutes_relay],
+            sharing,
             demo=world,
         )
         for each in relays:
@@ -226,7 +234,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
     _Closing(deadlines.stop).setServiceParent(service)
     _Closing(pool.close).setServiceParent(service)
     PrewarmingService(reactor, lambda: pool.prewarm(backend)).setServiceParent(service)
-    refreshes = _refreshes(in_force, reactor, snapshots, metrics, http_client, answers)
+    refreshes = _refreshes(in_force, reactor, snapshots, metrics, http_client, answers, sharing)
     for refresh in refreshes:
         refresh.setServiceParent(service)
     if settings.explorer_enabled and is_loaded():
@@ -446,6 +454,7 @@ def _other_relays(settings: Settings, reactor: Any, relay: ChatRelay, pool: Conn
                 endpoint=EMBEDDINGS,
                 snapshots=SnapshotHolder(),
                 sticky=MemoryStickyStore(0, 0, reactor.seconds),
+                recall=None,
                 open_upstream=lambda _, request, timeout, observer: ChatAttempt(
                     pool, backend, deadlines, request, timeout, observer
                 ),
@@ -453,6 +462,32 @@ def _other_relays(settings: Settings, reactor: Any, relay: ChatRelay, pool: Conn
             )
         )
     return relays
+
+
+def _healths(relay: ChatRelay, chutes_relay: ChatRelay, others: Sequence[ChatRelay]) -> dict[str, FleetHealth]:
+    """What is measured apart, by a name of its own."""
+    named = {"sealed": chutes_relay.health, **{each.endpoint.path.decode(): each.health for each in others}}
+    return {"chat": relay.health, **{name: each for name, each in named.items() if each is not relay.health}}
+
+
+def _sharing(
+    settings: Settings,
+    reactor: Any,
+    trust_root: Any,
+    metrics: Metrics,
+    sticky: MemoryStickyStore,
+    relay: ChatRelay,
+    service: MultiService,
+) -> "Sharing | None":
+    """What the relay has in common with those of other replicas; None where there are none."""
+    if not settings.shares:
+        return None
+    from chutes_autopilot.shared_composition import Sharing  # an extra: imported only where Redis is used
+
+    sharing = Sharing(settings, reactor, trust_root, metrics, sticky)
+    sharing.setServiceParent(service)
+    relay.sticky, relay.recall, relay.decisions = sharing.sticky, sharing.sticky.recall, sharing.decisions
+    return sharing
 
 
 def _http_client(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> HTTPClient:
@@ -470,23 +505,28 @@ def _refreshes(
     metrics: Metrics,
     http_client: HTTPClient,
     listener: BodyListener,
+    sharing: "Sharing | None",
 ) -> tuple[PeriodicRefresh, PeriodicRefresh]:
     settings = in_force.settings
 
-    def fetch(url: str) -> Callable[[], Any]:
-        return lambda: fetch_json_bytes(
-            http_client,
-            url,
-            clock=reactor,
-            timeout=in_force.settings.control_plane_timeout,
-            max_bytes=MAX_FEED_BYTES,
-        )
+    def fetch(source: str, url: str, interval: float) -> Callable[[], Any]:
+        def asked() -> Any:
+            timeout = in_force.settings.control_plane_timeout
+            return fetch_json_bytes(http_client, url, clock=reactor, timeout=timeout, max_bytes=MAX_FEED_BYTES)
+
+        return asked if sharing is None else sharing.fetch(source, url, asked, interval)
 
     builder = SnapshotBuilder(snapshots, reactor)
     told = _RefreshEvents(metrics)
-    catalog = CatalogRefresh(fetch(settings.models_url), builder, reactor, told, listener)
-    utilization = UtilizationRefresh(fetch(settings.utilization_url), builder, reactor, told, listener)
-    return (
+    models_url, utilization_url = settings.models_url, settings.utilization_url
+    fetch_catalog = fetch("catalog", models_url, settings.models_refresh)
+    fetch_feed = fetch("utilization", utilization_url, settings.utilization_refresh)
+    catalog = CatalogRefresh(fetch_catalog, builder, reactor, told, listener)
+    utilization = UtilizationRefresh(fetch_feed, builder, reactor, told, listener)
+    refreshes = (
         PeriodicRefresh(catalog.refresh_until_known, settings.models_refresh, reactor, random),
         PeriodicRefresh(utilization.refresh, settings.utilization_refresh, reactor, random),
     )
+    if sharing is not None:
+        sharing.refresh({"catalog": (models_url, refreshes[0]), "utilization": (utilization_url, refreshes[1])})
+    return refreshes

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from random import random
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from treq.client import HTTPClient
@@ -19,6 +19,7 @@ from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.demo.past import SimulatedPast
 from chutes_autopilot.demo.world import SimulatedWorld
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
+from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
 from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.explorer_live.listing import ListingRefresh
@@ -28,6 +29,7 @@ from chutes_autopilot.explorer_live.measured import Measurements
 from chutes_autopilot.explorer_live.minutes import MinuteByMinute
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
 from chutes_autopilot.explorer_live.recorder import Recorder
+from chutes_autopilot.explorer_live.shared_answers import SharedAnswers
 from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.truth import Truth
 from chutes_autopilot.explorer_live.webhook_sending import WebhookSender
@@ -50,8 +52,13 @@ from chutes_autopilot.web.explorer.states import Freshness
 from chutes_autopilot.web.explorer.static_files import StaticFiles
 from chutes_autopilot.web.explorer.streams import StreamRoutes
 
+if TYPE_CHECKING:
+    from chutes_autopilot.shared_composition import Sharing
+
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """The largest answer of the platform that is passed on or merged."""
+
+ChangeListener = Callable[[Sequence[Change]], object]
 
 MEGABYTE = 1024 * 1024
 
@@ -82,6 +89,7 @@ def build_explorer(
     metrics: Metrics,
     trust_root: Any,
     relays: Sequence[ChatRelay],
+    sharing: "Sharing | None" = None,
     *,
     demo: SimulatedWorld | None = None,
 ) -> Explorer:
@@ -89,12 +97,14 @@ def build_explorer(
 
     :param relays: what requests are routed by; all keep the same decisions.
     :param draining: whether the service is about to stop: nobody may go on to follow it then.
+    :param sharing: what replicas share; None where they do not.
     :param demo: what is simulated, if it is: nothing of it is kept, and it begins with a past of its own.
     """
     in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
     now = reactor.seconds  # Unix time, as the snapshots' is
     directory = Path(settings.cache_dir) if demo is None else _demo_directory(service)
-    documents = _documents(settings, reactor, directory, http_client, in_thread)
+    shared = None if sharing is None else SharedAnswers(sharing.bodies, settings.cache_duration, now)
+    documents = _documents(settings, reactor, directory, http_client, in_thread, shared)
     history = HistoryStore(
         reactor, directory if demo is None else None, settings.explorer_history_max_mb * MEGABYTE, in_thread
     )
@@ -120,7 +130,7 @@ def build_explorer(
         webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root)
         if webhooks is not None:
             webhooks.setServiceParent(service)
-            truth.change_listeners.append(webhooks.changed)
+            truth.change_listeners.append(of_one(webhooks.changed, sharing))
     feed = Feed(lambda: truth.changes_seen, truth.recent, now())
     parts = ExplorerParts(
         truth=lambda: truth.current,
@@ -146,13 +156,27 @@ def build_explorer(
         admin_token=settings.admin_token,
         cors_origins=settings.explorer_cors_origins,
         show_private=settings.explorer_show_private,
-        refresh_sources=listing.refresh,
+        refresh_sources=listing.refresh if shared is None else partial(_asked_anew, shared, listing),
         measured=measurements.measured,
         recent_failovers=measurements.failovers,
         dead_letters=webhooks,
         streams=StreamRoutes(live, feed, settings.explorer_cors_origins),
     )
     return Explorer(parts, sources, measurements.finished, truth)
+
+
+def of_one(told: ChangeListener, sharing: "Sharing | None") -> ChangeListener:
+    """Of all replicas that send webhooks one is told what happened to models, where they know of each other."""
+    if sharing is None:
+        return told
+    lock = sharing.lock("webhooks")
+    return lambda changes: told(changes) if lock.held else None
+
+
+async def _asked_anew(shared: SharedAnswers, listing: ListingRefresh) -> None:
+    """The operator wants the platform to be asked, whatever other replicas have."""
+    shared.ask_anew()
+    await listing.refresh()
 
 
 def _webhooks(
@@ -212,7 +236,12 @@ def _demo_directory(service: MultiService) -> Path:
 
 
 def _documents(
-    settings: Settings, reactor: Any, directory: Path, http_client: HTTPClient, in_thread: InThread
+    settings: Settings,
+    reactor: Any,
+    directory: Path,
+    http_client: HTTPClient,
+    in_thread: InThread,
+    shared: SharedAnswers | None,
 ) -> ProxiedJson:
     def fetch(url: str, headers: tuple[tuple[str, str], ...]) -> Awaitable[FetchedAnswer]:
         return fetch_answer(
@@ -225,7 +254,8 @@ def _documents(
         )
 
     cache = DiskCache(directory, in_thread)
-    return ProxiedJson(cache, fetch, settings.cache_duration, reactor.seconds, in_thread, settings.chutes_api_key)
+    asked = fetch if shared is None else partial(shared.fetch, fetch)
+    return ProxiedJson(cache, asked, settings.cache_duration, reactor.seconds, in_thread, settings.chutes_api_key)
 
 
 def _listed(snapshots: SnapshotHolder, model: str) -> str | None:

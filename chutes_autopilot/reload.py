@@ -23,6 +23,8 @@ NEEDS_RESTART = frozenset(
         "utilization_refresh",
         "client_key_secret",
         "client_key_secret_file",
+        "redis_url",
+        "redis_url_file",
         "log_format",
         "ssl_cert_file",
         *(setting.field for setting in (*CHUTES_SETTINGS, *EXPLORER_SETTINGS, *TRACING_SETTINGS)),

@@ -107,6 +107,7 @@ class Options(usage.Options):
                 check_endpoint(reactor, endpoint)
             except ValueError as error:
                 _refuse(str(error))
+        self._check_extras()
         self._check_chutes_route()
         self._check_webhooks()
         self._check_tracing()
@@ -131,11 +132,15 @@ class Options(usage.Options):
                 read_keys(settings.e2ee_key_file)
         except SettingsError as error:
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
-        for package, extra, variable in (
-            ("txredisapi", "redis", "REDIS_URL" if settings.redis_url else None),
-            ("dcap_qvl", "attestation", "CHUTES_ATTESTATION" if settings.chutes_attestation == "quote+tcb" else None),
+
+    def _check_extras(self) -> None:
+        settings = self.settings
+        chutes = settings.chutes_enabled or self["demo"]
+        for package, extra, variable, wanted in (
+            ("txredisapi", "redis", "REDIS_URL", settings.redis_url and (chutes or settings.shares)),
+            ("dcap_qvl", "attestation", "CHUTES_ATTESTATION", chutes and settings.chutes_attestation == "quote+tcb"),
         ):
-            if variable is not None and find_spec(package) is None:
+            if wanted and find_spec(package) is None:
                 _refuse(f"{variable} needs the extra {extra}: pip install 'chutes-autopilot[{extra}]'")
 
     def _check_webhooks(self) -> None:

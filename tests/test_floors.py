@@ -22,6 +22,7 @@ FLOORS = [  # lowest first; the longest matching prefix wins
         "chutes_composition",
         "sealed_composition",
         "explorer_composition",
+        "shared_composition",
         "late_explorer",
         "tracing_composition",
     },

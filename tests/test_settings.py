@@ -572,6 +572,16 @@ def test_what_contradicts_nothing() -> None:
     assert read({"E2EE_KEY_SOURCE": "file", "E2EE_KEY_FILE": "/keys"}).e2ee_key_file == "/keys"
 
 
+def test_redis_without_the_key_of_clients_shares_nonces_alone() -> None:
+    """What replicas share of clients is found under CLIENT_KEY_SECRET: without it that is said, and no fault."""
+    (warning,) = read({"REDIS_URL": "redis://h"}).warnings
+    assert warning.startswith("CLIENT_KEY_SECRET is not configured")
+    assert not read({"REDIS_URL": "redis://h"}).shares
+    both = read({"REDIS_URL": "redis://h", "CLIENT_KEY_SECRET": SECRET})
+    assert (both.shares, both.warnings) == (True, ())
+    assert not read({"CLIENT_KEY_SECRET": SECRET}).shares
+
+
 def test_a_route_that_cannot_serve_is_warned_about() -> None:
     """The service starts without what the Chutes route needs, and the log names the missing variables."""
     missing = read({"CHUTES_ENABLED": "1"}).warnings

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -18,13 +18,29 @@ from chutes_autopilot.policy.feed_json import FeedError
 from chutes_autopilot.policy.utilization import parse_utilization_in_slices
 from chutes_autopilot.upstream.fetch import FetchError, FetchReason
 
-OUTCOMES = ("ok", *get_args(FetchReason), "empty")
-"""How a refresh can end: a closed set, for metrics. ``empty`` is an empty list that is not yet believed."""
+OUTCOMES = ("ok", *get_args(FetchReason), "empty", "unchanged")
+"""How a refresh can end: a closed set, for metrics. ``empty`` is an empty list that is not yet believed, ``unchanged``
+where another replica asks and has nothing newer yet."""
 
 RETRY_SECONDS = 5.0
 """How soon a source is asked again that has not been known since the start."""
 
 RefreshState = Literal["ready", "failed", "recovered"]
+
+
+@frozen
+class Fetched:
+    """A source's answer that did not come just now.
+
+    :param at: when it came, in the clock's seconds.
+    """
+
+    body: bytes = field(repr=False)
+    at: float
+
+
+class NothingNewer(Exception):
+    """What was fetched last is still the newest."""
 
 
 class RefreshObserver(Protocol):
@@ -67,11 +83,11 @@ class BodyListener(Protocol):
 class _Refresh:
     """What both refreshes share: no failure gets out, and the observer hears of each end and each change.
 
-    :param fetch: brings the source's bytes; raises FetchError.
+    :param fetch: brings the source's answer; raises FetchError or NothingNewer.
     :param listener: told last, so that it delays no routing.
     """
 
-    _fetch: Callable[[], Coroutine[Deferred[Any], Any, bytes]]
+    _fetch: Callable[[], Coroutine[Deferred[Any], Any, bytes | Fetched]]
     _snapshots: SnapshotBuilder
     _clock: IReactorTime
     _observer: RefreshObserver
@@ -87,9 +103,15 @@ class _Refresh:
         started = self._clock.seconds()
         body = b""
         try:
-            body = await self._fetch()
-            fetched_at = self._clock.seconds()
+            fetched = await self._fetch()
+            if isinstance(fetched, Fetched):
+                body, fetched_at = fetched.body, fetched.at
+            else:
+                body, fetched_at = fetched, self._clock.seconds()
             outcome, detail = "ok", await self._take(body, fetched_at)
+        except NothingNewer:
+            self._observer.refreshed(self.source, "unchanged", max(0.0, self._clock.seconds() - started))
+            return
         except (FetchError, FeedError) as error:
             outcome, detail = error.reason, f"{error.reason}: {error}"
         self._observer.refreshed(self.source, outcome, max(0.0, self._clock.seconds() - started))

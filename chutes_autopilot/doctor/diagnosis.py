@@ -97,7 +97,7 @@ class Diagnosis:
         feeds = {urlsplit(url).hostname for url in (settings.models_url, settings.utilization_url)}
         if not feeds & lost:
             checks.append(self._within("platform", self._platform(trust_root, asks_key=asks_key)))
-        if settings.chutes_enabled:
+        if settings.chutes_enabled or settings.shares:
             checks.append(self._within("Redis", check_redis(self._reactor, settings, trust_root, self._now)))
         checks += [self._within(endpoint, self._endpoint(endpoint)) for endpoint in self._endpoints]
         return [*found, *names, *await self._all(checks)]

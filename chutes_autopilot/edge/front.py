@@ -18,6 +18,7 @@ from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.relay.call import ChatCall, Client, peer_of
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange
+from chutes_autopilot.relay.recall import RecalledExchange
 from chutes_autopilot.upstream.direct import Write, best_write, queue
 from chutes_autopilot.web.body_room import UNCOUNTED_BYTES, no_room
 from chutes_autopilot.web.channel import Awaited, GatewayChannel
@@ -46,7 +47,7 @@ class FrontChannel(GatewayChannel):
     _missing = 0
     _last_head: OrdinaryHead | None = None
     """Of the last request; the next one mostly differs in its length alone."""
-    _exchange: Exchange | None = None
+    _exchange: Exchange | RecalledExchange | None = None
     _downstream: FrontDownstream | None = None
     _client: Client
     _named: OrdinaryHead | None = None

@@ -199,6 +199,10 @@ class RecentDecisions(Generic[Kept]):
         """
         return self._kept.get((request_id, owner))
 
+    async def find_elsewhere(self, request_id: str, owner: bytes) -> dict[str, Any] | None:
+        """The same where other replicas are asked, as JSON; here there are none."""
+        return None
+
     def newest(self, count: int) -> list[Kept]:
         """The last ones, newest first, for the operator."""
         return [decision for decision, _ in zip(reversed(self._kept.values()), range(count), strict=False)]

@@ -36,6 +36,7 @@ from chutes_autopilot.relay.call import ChatCall, Client
 from chutes_autopilot.relay.endpoint import CHAT, Endpoint
 from chutes_autopilot.relay.exchange import Exchange, Limits, OpenUpstream, Route
 from chutes_autopilot.relay.explain import Explained
+from chutes_autopilot.relay.recall import Recall, RecalledExchange
 from chutes_autopilot.relay.resilient_exchange import ResilientExchange
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
@@ -104,6 +105,8 @@ class ChatRelay:
     """Gives numbers from 0 to below 1, for waits that are not to be alike."""
     hedges: HedgeBudget = attrs.field(factory=HedgeBudget)
     """How many streams may have a second attempt."""
+    recall: Recall | None = None
+    """Asks other replicas what they know of a client; None where there are none."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
     _routes_of: tuple[Snapshot | None, RoutingRules | None] = attrs.field(default=(None, None), init=False)
 
@@ -118,7 +121,7 @@ class ChatRelay:
         downstream: IDownstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
         open_upstream: OpenUpstream | None = None,
-    ) -> Exchange:
+    ) -> Exchange | RecalledExchange:
         """The exchange of one request, not yet started. Raises ApiError where it asks for what cannot be tried.
 
         :param ended: called once, when the request is over and counted: with the error of our own to answer with,
@@ -156,6 +159,10 @@ class ChatRelay:
     def find(self, request_id: str, client: Client) -> Explained | None:
         """A request of this client's, by its id."""
         return self.decisions.find(request_id, self._owner(client))
+
+    async def find_elsewhere(self, request_id: str, client: Client) -> dict[str, Any] | None:
+        """The same of a request that another replica had, as `Decision.as_json` gives it."""
+        return await self.decisions.find_elsewhere(request_id, self._owner(client))
 
     def _owner(self, client: Client) -> bytes:
         return client.credential_key(self.rules.client_key_secret, self.rules.trusted_proxies)
@@ -259,10 +266,29 @@ class ChatRelay:
         downstream: IDownstream,
         open_upstream: OpenUpstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
-    ) -> Exchange:
+    ) -> Exchange | RecalledExchange:
         """What to try for whom."""
         if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self._owner(call.client), record.received)):
             raise ban_refusal(banned)
+        exchange = self._routed(call, body, record, downstream, open_upstream, ended)
+        if self.recall is None or exchange.key is None:
+            return exchange
+        recalling = self.recall(exchange.key, exchange.previous is not None)
+        if recalling is None:
+            return exchange
+        again = partial(self._routed, call, body, record, downstream, open_upstream, ended)
+        return RecalledExchange(exchange, recalling, again)
+
+    def _routed(
+        self,
+        call: ChatCall,
+        body: ChatBody,
+        record: RequestRecord,
+        downstream: IDownstream,
+        open_upstream: OpenUpstream,
+        ended: Callable[[RequestRecord, ApiError | None], None],
+    ) -> Exchange:
+        """What to try by what is known of the client here."""
         key, previous, route = self._route(call, body, record)
         self.decisions.keep(Explained(record, route, self.rules.profile), self._owner(call.client))
         plan = route.plan

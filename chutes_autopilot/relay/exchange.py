@@ -239,6 +239,10 @@ class Exchange:
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
 
+    def refuse(self, error: ApiError) -> None:
+        """Answer with an error, in the place of a first attempt."""
+        self._refuse(error)
+
     def client_gone(self) -> None:
         """The client left: the attempt under way is aborted, no other follows. Harmless when all is over."""
         if self._record.outcome is None:

@@ -14,6 +14,7 @@ from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange, OpenUpstream
+from chutes_autopilot.relay.recall import RecalledExchange
 from chutes_autopilot.upstream.chat import UpstreamRequest
 
 CHUTES_PATH = "/v1/chutes/chat/completions"
@@ -51,7 +52,7 @@ class TracedRelay(ChatRelay):
         downstream: IDownstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
         open_upstream: OpenUpstream | None = None,
-    ) -> Exchange:
+    ) -> Exchange | RecalledExchange:
         endpoint, client = self.endpoint, call.client
         path = endpoint.path.decode() if open_upstream is None else CHUTES_PATH
         trace = self.begin_trace(path, endpoint.name, self.clock.seconds(), client.traceparent, client.tracestate)

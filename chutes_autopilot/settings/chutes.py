@@ -14,7 +14,6 @@ from chutes_autopilot.settings.parsing import (
     tokens,
     url,
 )
-from chutes_autopilot.settings.redis_url import redis_server
 from chutes_autopilot.settings.values import Setting
 
 MAX_BYTES = 1_073_741_824
@@ -143,27 +142,10 @@ CHUTES_SETTINGS: tuple[Setting, ...] = (
         integer("entries", 10_000_000),
     ),
     Setting(
-        "REDIS_URL",
-        "",
-        "URL",
-        "Redis 6.2 or later, the store that replicas share; rediss:// speaks TLS. Without one, state is in memory.",
-        "redis://user:password@redis.example.org:6379/0",
-        redis_server,
-        secret=True,
-    ),
-    Setting(
-        "REDIS_URL_FILE",
-        "",
-        "path",
-        "A file that holds REDIS_URL, in its place; a final newline does not count.",
-        "/run/secrets/redis_url",
-        path,
-    ),
-    Setting(
         "E2EE_REDIS_TIMEOUT_MS",
         "250",
         "ms",
-        "Time Redis has to answer; after it the request gets 503.",
+        "Time Redis has to answer; after it an encrypted request gets 503, all else goes on without.",
         "1000",
         milliseconds(60_000),
     ),

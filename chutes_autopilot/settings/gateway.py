@@ -13,6 +13,7 @@ from chutes_autopilot.settings.parsing import (
     seconds,
     url,
 )
+from chutes_autopilot.settings.redis_url import redis_server
 from chutes_autopilot.settings.values import Setting
 
 GATEWAY_SETTINGS: tuple[Setting, ...] = (
@@ -167,6 +168,23 @@ GATEWAY_SETTINGS: tuple[Setting, ...] = (
         "path",
         "A file that holds CLIENT_KEY_SECRET, in its place; a final newline does not count.",
         "/run/secrets/client_key_secret",
+        path,
+    ),
+    Setting(
+        "REDIS_URL",
+        "",
+        "URL",
+        "Redis 6.2 or later, the store of replicas, which need CLIENT_KEY_SECRET to share by it; rediss:// speaks TLS.",
+        "redis://user:password@redis.example.org:6379/0",
+        redis_server,
+        secret=True,
+    ),
+    Setting(
+        "REDIS_URL_FILE",
+        "",
+        "path",
+        "A file that holds REDIS_URL, in its place; a final newline does not count.",
+        "/run/secrets/redis_url",
         path,
     ),
     Setting(

@@ -115,6 +115,8 @@ def _warnings(environ: Mapping[str, str], values: Mapping[str, Any]) -> Iterator
         yield "CHUTES_API_KEY is not configured: the Chutes route answers 503 chutes_misconfigured"
     if values["chutes_enabled"] and not values["token"] and not values["chutes_allow_anonymous"]:
         yield "TOKEN is not configured: the Chutes route serves direct requests from this machine only"
+    if values["redis_url"] is not None and values["client_key_secret"] is None:
+        yield "CLIENT_KEY_SECRET is not configured: by REDIS_URL replicas share nothing but nonces"
 
 
 def describe(settings: Settings) -> tuple[str, ...]:

@@ -84,6 +84,8 @@ class Settings:
     sticky_failback: float
     client_key_secret: bytes | None = attrs.field(repr=False)
     client_key_secret_file: str | None
+    redis_url: RedisServer | None = attrs.field(repr=False)
+    redis_url_file: str | None
     trust_proxy_headers: bool
     trusted_proxy_cidrs: tuple[IPv4Network | IPv6Network, ...]
     max_request_bytes: int
@@ -134,8 +136,6 @@ class Settings:
     e2ee_replay_window: int
     e2ee_replay_skew: int
     e2ee_replay_max_entries: int
-    redis_url: RedisServer | None = attrs.field(repr=False)
-    redis_url_file: str | None
     e2ee_redis_timeout: float
     e2ee_max_fields: int
     e2ee_max_event_bytes: int
@@ -185,6 +185,11 @@ class Settings:
     otel_traces_sampler: str
     otel_traces_sampler_arg: float
     warnings: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> bool:
+        """Whether replicas share what they know of clients, models and the platform, and not nonces alone."""
+        return self.redis_url is not None and self.client_key_secret is not None
 
     @property
     def listen_endpoint(self) -> str:

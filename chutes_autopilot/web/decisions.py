@@ -20,7 +20,7 @@ SHOWN = 100
 
 @attrs.frozen
 class DecisionRoutes:
-    """Answers from memory; nobody is called.
+    """Answers from memory, or from what other replicas told; no upstream is called.
 
     :param admin_token: by which the operator is known; None: there is no list here.
     """
@@ -28,12 +28,14 @@ class DecisionRoutes:
     relay: ChatRelay
     admin_token: bytes | None = attrs.field(default=None, repr=False)
 
-    def one(self, request: GatewayRequest, request_id: str) -> None:
+    async def one(self, request: GatewayRequest, request_id: str) -> None:
         """One request of the client that asks; ApiError not_found for any other, as if it did not exist."""
-        found = self.relay.find(request_id, client_of(request))
-        if found is None:
+        client = client_of(request)
+        found = self.relay.find(request_id, client)
+        told = await self.relay.find_elsewhere(request_id, client) if found is None else found.decision().as_json()
+        if told is None:
             raise ApiError("not_found", "There is no such request of yours, or it was too long ago.")
-        _send(request, found.decision().as_json())
+        _send(request, told)
 
     def recent(self, request: GatewayRequest) -> None:
         """The last requests and how each model fares, for the operator."""

@@ -33,8 +33,8 @@ class ChutesEndpoints:
     chat: Callable[[GatewayRequest], Deferred[None]]
     models: Callable[[GatewayRequest], Deferred[None]]
     report: Callable[[GatewayRequest], Deferred[None]]
-    signature: Callable[[GatewayRequest, str], None]
-    receipt: Callable[[GatewayRequest, str], None]
+    signature: Callable[[GatewayRequest, str], Deferred[None]]
+    receipt: Callable[[GatewayRequest, str], Deferred[None]]
     admit: Callable[[GatewayRequest], object]
 
 
@@ -94,8 +94,8 @@ def build_root(
     _decisions(app, told)
 
     @app.route("/v1/autopilot/decisions/<path:request_id>", methods=["GET"])
-    def one_decision(request: GatewayRequest, request_id: str) -> None:
-        told.one(request, request_id)
+    def one_decision(request: GatewayRequest, request_id: str) -> Deferred[None]:
+        return Deferred.fromCoroutine(told.one(request, request_id))
 
     @app.route("/v1/autopilot/route", methods=["POST"])
     def plan(request: GatewayRequest) -> None:
@@ -122,12 +122,12 @@ def build_root(
         return chutes.report(request)
 
     @app.route("/v1/signature/<path:chat_id>", methods=["GET"])
-    def signature(request: GatewayRequest, chat_id: str) -> None:
-        chutes.signature(request, chat_id)
+    def signature(request: GatewayRequest, chat_id: str) -> Deferred[None]:
+        return chutes.signature(request, chat_id)
 
     @app.route("/v1/receipts/<path:chat_id>", methods=["GET"])
-    def receipt(request: GatewayRequest, chat_id: str) -> None:
-        chutes.receipt(request, chat_id)
+    def receipt(request: GatewayRequest, chat_id: str) -> Deferred[None]:
+        return chutes.receipt(request, chat_id)
 
     _operations(app, operations, metrics_here=metrics_here)
     _mount_explorer(app, explorer)

@@ -3,11 +3,12 @@
 Nothing is signed before somebody asks; what is kept of an answer is two hashes and, where there is one, its receipt.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import attrs
 import msgspec
+from twisted.internet.defer import Deferred
 
 from chutes_autopilot.e2ee.receipt import sign_receipt
 from chutes_autopilot.e2ee.server_keys import ServerKey, ServerKeys
@@ -42,19 +43,28 @@ class SignatureRoute:
 
     :param keys: those in force; may raise an ApiError.
     :param now: Unix time.
+    :param elsewhere: finds those of other replicas; None where there are none.
     """
 
     authenticate: Authenticate
     keys: Callable[[], ServerKeys]
     exchanges: SignedExchanges
     now: Callable[[], float]
+    elsewhere: Callable[[tuple[bytes, str]], Awaitable[SignedExchange | None]] | None = None
 
-    def signature(self, request: GatewayRequest, chat_id: str) -> None:
+    def signature(self, request: GatewayRequest, chat_id: str) -> Deferred[None]:
         """The signature over the hashes of request and answer.
 
         The query's ``model`` is accepted, as existing clients send it, and means nothing.
         """
-        exchange, key = self._asked(request, chat_id)
+        return Deferred.fromCoroutine(self._signature(request, chat_id))
+
+    def receipt(self, request: GatewayRequest, chat_id: str) -> Deferred[None]:
+        """The receipt, and the signature over its canonical JSON."""
+        return Deferred.fromCoroutine(self._receipt(request, chat_id))
+
+    async def _signature(self, request: GatewayRequest, chat_id: str) -> None:
+        exchange, key = await self._asked(request, chat_id)
         answer = {
             "text": exchange.text,
             "signature": key.sign(exchange.text),
@@ -63,18 +73,19 @@ class SignatureRoute:
         }
         request.answer(200, msgspec.json.encode(answer), b"application/json", NOT_STORED)
 
-    def receipt(self, request: GatewayRequest, chat_id: str) -> None:
-        """The receipt, and the signature over its canonical JSON."""
-        exchange, key = self._asked(request, chat_id)
+    async def _receipt(self, request: GatewayRequest, chat_id: str) -> None:
+        exchange, key = await self._asked(request, chat_id)
         if exchange.receipt is None:
             raise _not_found()
         answer = sign_receipt(exchange.receipt, key)
         request.answer(200, msgspec.json.encode(answer), b"application/json", NOT_STORED)
 
-    def _asked(self, request: GatewayRequest, chat_id: str) -> tuple[SignedExchange, ServerKey]:
+    async def _asked(self, request: GatewayRequest, chat_id: str) -> tuple[SignedExchange, ServerKey]:
         caller = self.authenticate(request)
         algo = asked_algo(request)
         exchange = self.exchanges.get((caller, chat_id))
+        if exchange is None and self.elsewhere is not None:
+            exchange = await self.elsewhere((caller, chat_id))
         if exchange is None:
             raise _not_found()
         key = self.keys().by_id(algo, exchange.key_id, self.now())

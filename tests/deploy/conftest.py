@@ -14,6 +14,8 @@ EVERYTHING_ON = {
     "CHUTES_API_KEY": "cpk_test",
     "CHUTES_TRANSPORT": "e2ee",
     "CHUTES_ATTESTATION": "binding",
+    "REDIS_URL": "redis://localhost",
+    "CLIENT_KEY_SECRET": "a-secret-of-the-tests",
 }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from in_memory_route import Asked, app, get
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from chutes_autopilot.e2ee.receipt import build_receipt, verify_receipt
@@ -56,12 +57,12 @@ class Service:
         self.app = app()
 
         @self.app.route("/v1/signature/<path:chat_id>")
-        def signature(request: GatewayRequest, chat_id: str) -> None:
-            route.signature(request, chat_id)
+        def signature(request: GatewayRequest, chat_id: str) -> Deferred[None]:
+            return route.signature(request, chat_id)
 
         @self.app.route("/v1/receipts/<path:chat_id>")
-        def receipt(request: GatewayRequest, chat_id: str) -> None:
-            route.receipt(request, chat_id)
+        def receipt(request: GatewayRequest, chat_id: str) -> Deferred[None]:
+            return route.receipt(request, chat_id)
 
     @staticmethod
     def authenticate(request: GatewayRequest) -> bytes:

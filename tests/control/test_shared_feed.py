@@ -1,0 +1,160 @@
+"""One replica asks the platform for all, and none goes without an answer."""
+
+from typing import Any
+
+import pytest
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from chutes_autopilot.control.refresh import Fetched, NothingNewer, UtilizationRefresh
+from chutes_autopilot.control.shared_feed import SharedFetch
+from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder
+from chutes_autopilot.upstream.fetch import FetchError
+
+
+@define(eq=False)
+class Store:
+    """What replicas share, at hand."""
+
+    kept: dict[str, Fetched] = field(factory=dict)
+
+    async def settled(self) -> None:
+        """It is known from the start whether there is a store."""
+
+    async def get(self, name: str, newer_than: float = 0.0) -> Fetched | None:
+        found = self.kept.get(name)
+        return found if found is not None and found.at > newer_than else None
+
+    def share(self, name: str, body: bytes, at: float, lifetime: float) -> None:
+        assert lifetime == 20.0
+        self.kept[name] = Fetched(body, at)
+
+
+@define(eq=False)
+class Replica:
+    """One that polls every 5 seconds; ``answers`` is what the platform says to it."""
+
+    clock: Clock
+    store: Store
+    held: bool = False
+    usable: bool = True
+    resigned: int = 0
+    asked: int = 0
+    platform: bool = True
+
+    _fetch: SharedFetch = field(init=False)
+
+    @_fetch.default
+    def _shared(self) -> SharedFetch:
+        return SharedFetch(self._ask, self.store, self, "feed", 5.0, lambda: self.usable, self.clock.seconds)
+
+    def resign(self) -> None:
+        self.resigned += 1
+
+    async def _ask(self) -> bytes:
+        self.asked += 1
+        if not self.platform:
+            raise FetchError("network", "it is away")
+        return b"%d" % self.clock.seconds()
+
+    def poll(self) -> Fetched | type[Exception]:
+        """What comes of one poll."""
+        result: list[Any] = []
+        Deferred.fromCoroutine(self._fetch.fetch()).addBoth(result.append)
+        return result[0] if isinstance(result[0], Fetched) else result[0].type
+
+
+@pytest.fixture
+def clock() -> Clock:
+    clock = Clock()
+    clock.advance(1000)
+    return clock
+
+
+@pytest.fixture
+def pair(clock: Clock) -> tuple[Replica, Replica]:
+    """Who asks, and who reads."""
+    store = Store()
+    return Replica(clock, store, held=True), Replica(clock, store)
+
+
+def test_one_asks_and_the_other_reads(clock: Clock, pair: tuple[Replica, Replica]) -> None:
+    """The answer has the time at which it was fetched; the same one is read once."""
+    leader, follower = pair
+    assert leader.poll() == Fetched(b"1000", 1000.0)
+    clock.advance(3)
+    assert follower.poll() == Fetched(b"1000", 1000.0)
+    assert follower.poll() is NothingNewer
+    clock.advance(2)
+    leader.poll()
+    assert follower.poll() == Fetched(b"1005", 1005.0)
+    assert (leader.asked, follower.asked) == (2, 0)
+
+
+def test_nobody_goes_without(clock: Clock, pair: tuple[Replica, Replica]) -> None:
+    """Who finds nothing, or nothing for three intervals, asks; so does everybody while there is no store."""
+    leader, follower = pair
+    assert follower.poll() == Fetched(b"1000", 1000.0)
+    clock.advance(14)
+    assert follower.poll() is NothingNewer
+    clock.advance(1)
+    assert follower.poll() == Fetched(b"1015", 1015.0)
+    assert leader.store.kept["feed"].at == 1015.0
+    follower.usable = leader.usable = leader.held = False
+    clock.advance(1)
+    assert follower.poll() == leader.poll() == Fetched(b"1016", 1016.0)
+    follower.platform = False
+    assert follower.poll() is FetchError
+
+
+def test_who_cannot_reach_the_platform_leaves_it_to_another(clock: Clock, pair: tuple[Replica, Replica]) -> None:
+    """After two failures in a row; an answer between them starts the count anew."""
+    leader, follower = pair
+    for platform in (False, True, False):
+        leader.platform = platform
+        leader.poll()
+    assert leader.resigned == 0
+    assert leader.poll() is FetchError
+    assert leader.resigned == 1
+    follower.platform = False
+    assert follower.poll() == Fetched(b"1000", 1000.0), "old, and better than nothing"
+    for _ in range(3):
+        clock.advance(15)
+        assert follower.poll() is FetchError
+    assert follower.resigned == 0, "it has nothing to give up"
+
+
+def test_an_answer_from_the_future_is_not_believed(clock: Clock, pair: tuple[Replica, Replica]) -> None:
+    """A clock that is wrong elsewhere must not keep newer answers away."""
+    leader, follower = pair
+    leader.store.kept["feed"] = Fetched(b"[]", 1006.0)
+    assert follower.poll() == Fetched(b"1000", 1000.0)
+
+
+def test_a_refresh_takes_the_time_of_the_answer_and_says_where_there_is_none(clock: Clock) -> None:
+    """The snapshot is as old as what it was made of; that there is nothing newer changes nothing, and is no failure."""
+    outcomes: list[str] = []
+
+    class Observer:
+        def refreshed(self, source: str, outcome: str, seconds: float) -> None:
+            outcomes.append(outcome)
+
+        def state_changed(self, source: str, state: str, detail: str) -> None:
+            outcomes.append(state)
+
+    holder = SnapshotHolder()
+    answers: list[Fetched | Exception] = [Fetched(b"[]", 990.0), NothingNewer(), FetchError("network", "x")]
+
+    async def fetch() -> Fetched:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    refresh = UtilizationRefresh(fetch, SnapshotBuilder(holder, clock), clock, Observer())
+    for _ in range(3):
+        Deferred.fromCoroutine(refresh.refresh())
+        clock.pump([0] * 5)
+    assert holder.current.feed_fetched_at == 990.0
+    assert outcomes == ["ok", "ready", "unchanged", "network", "failed"]
