@@ -53,6 +53,19 @@ class KeyHolder(Service):
 
     def __init__(self, keys: ServerKeys | None) -> None:
         self._keys = keys
+        self.changed: Callable[[ServerKeys], None] | None = None
+        """Told of keys that were not there before."""
+
+    def take(self, keys: ServerKeys) -> None:
+        """These are in force from now on."""
+        self._keys = keys
+        if self.changed is not None:
+            self.changed(keys)
+
+    @property
+    def there(self) -> bool:
+        """Whether there are any yet."""
+        return self._keys is not None
 
     @property
     def current(self) -> ServerKeys:
@@ -110,11 +123,12 @@ class FileKeys(KeyHolder):
     def reload(self, reason: str) -> None:
         """Take the file as it is now; a bad one changes nothing."""
         try:
-            self._keys = read_keys(self._path)
+            keys = read_keys(self._path)
         except SettingsError as error:
             _log.error("{reason}: the E2EE keys stay as they were: {faults}", reason=reason, faults=list(error.faults))
         else:
-            _log.info("{reason}: E2EE keys from the key file: {ids}", reason=reason, ids=list(self._keys.identity()))
+            self.take(keys)
+            _log.info("{reason}: E2EE keys from the key file: {ids}", reason=reason, ids=list(keys.identity()))
 
 
 class DstackKeys(KeyHolder):
@@ -167,7 +181,7 @@ class DstackKeys(KeyHolder):
     async def _fetch(self) -> bool:
         """Ask once; whether the keys are there now."""
         try:
-            self._keys = await self._fetched()
+            keys = await self._fetched()
         except CancelledError:
             raise
         except DstackError as error:
@@ -177,7 +191,8 @@ class DstackKeys(KeyHolder):
         except Exception:  # noqa: BLE001 - reported, and the next try may do
             events.failed_unexpectedly(Failure(), "fetching the E2EE keys")
         else:
-            _log.info("E2EE keys from the dstack guest agent: {ids}", ids=list(self._keys.identity()))
+            self.take(keys)
+            _log.info("E2EE keys from the dstack guest agent: {ids}", ids=list(keys.identity()))
         return self._keys is not None
 
     async def _fetched(self) -> ServerKeys:

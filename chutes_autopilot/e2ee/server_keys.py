@@ -7,7 +7,7 @@ are in no attribute that prints, compares or turns into a dictionary usefully: k
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from attrs import field, frozen
@@ -139,6 +139,20 @@ def _key(id: str, algo: Algo, secret: bytes, not_after: int | None) -> ServerKey
     public = public_key(algo, secret)
     signer = ecdsa_private(secret) if algo == "ecdsa" else Ed25519PrivateKey.from_private_bytes(secret)
     return ServerKey(id, algo, public, not_after, ServerOpener(algo, secret), signer)
+
+
+def secrets_of(keys: ServerKeys) -> Iterator[tuple[str, bytes, bytes, int | None]]:
+    """What keys_from_secrets made the keys of, one generation after the other; for another process of this service."""
+    for id in keys.identity():
+        ecdsa, ed25519 = (next(key for key in keys.keys if key.id == id and key.algo == algo) for algo in ALGOS)
+        yield id, _secret(ecdsa), _secret(ed25519), ecdsa.not_after
+
+
+def _secret(key: ServerKey) -> bytes:
+    signer = key._signer
+    if isinstance(signer, Ed25519PrivateKey):
+        return signer.private_bytes_raw()
+    return signer.private_numbers().private_value.to_bytes(32, "big")
 
 
 def ephemeral_keys() -> ServerKeys:
