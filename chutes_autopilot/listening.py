@@ -129,10 +129,20 @@ class ListeningService(Service):
         return listening
 
     def _bound(self, port: IListeningPort, endpoint: str) -> None:
+        self.add(port)
+        self._log.info("listening on {url}", url=_url(port.getHost(), endpoint))
+
+    def add(self, port: IListeningPort) -> None:
+        """Accept from one more port, until `remove` or the end."""
         self._ports.append(port)
         if isinstance(port, Port):
             self._bound_accepts(port)
-        self._log.info("listening on {url}", url=_url(port.getHost(), endpoint))
+
+    def remove(self, port: IListeningPort) -> None:
+        """Accept from it no more; what waits there is somebody else's."""
+        if port in self._ports:
+            self._ports.remove(port)
+            maybeDeferred(port.stopListening).addErrback(self._close_failed)
 
     def _bound_accepts(self, port: Port) -> None:
         # Twisted accepts several connections in a turn: too many may have come by the time the port can be paused.

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable
+import select
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from twisted.logger import (
@@ -21,7 +23,7 @@ from zope.interface import implementer
 
 from chutes_autopilot.observe.record import RequestRecord
 
-RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
+RESERVED = frozenset({"time", "level", "logger", "message", "traceback", "worker"})
 LEGACY = frozenset({"system", "isError", "failure", "why", "format", "printed", "logLevel", "eventSource"})
 """Keys that twisted.python.log adds to the events it hands on; they say nothing the other fields do not."""
 
@@ -42,6 +44,7 @@ def log_observer(
     fmt: Literal["text", "json"],
     level: Threshold,
     later: Callable[[Callable[[], None]], object] | None = None,
+    worker: int | None = None,
 ) -> "ProcessLog":
     """The whole log of the process: events of at least ``level``, as lines on ``stream``.
 
@@ -49,10 +52,11 @@ def log_observer(
 
     :param later: calls a function in the reactor's next turn: the lines of requests are then kept until it does, and
         written together, as one write for each costs as much as sending an answer. None: every line is written at once.
+    :param worker: the number of this process among several that write to the same place; every line says it.
     """
     if isinstance(level, str):
         level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
-    return ProcessLog(_Lines(stream), fmt, level, later)
+    return ProcessLog(_Lines(stream), fmt, level, later, worker)
 
 
 def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
@@ -106,13 +110,17 @@ class ProcessLog:
         fmt: Literal["text", "json"],
         threshold: LogLevelFilterPredicate,
         later: Callable[[Callable[[], None]], object] | None,
+        worker: int | None = None,
     ) -> None:
         self._lines = lines
+        self._own: dict[str, Any] = {} if worker is None else {"worker": worker}
+        self._name = "" if worker is None else f"worker {worker} "
         self._later = later
         self._waiting: list[tuple[float, RequestRecord]] = []
         self._json = fmt == "json"
         self._threshold = threshold
-        self._others = filtered(_LineObserver(lines, _json_line if self._json else _text_line), threshold)
+        line = partial(_json_line, self._own) if self._json else partial(_text_line, self._name)
+        self._others = filtered(_LineObserver(lines, line), threshold)
         self._second = 0
         self._second_text = ""
 
@@ -136,9 +144,9 @@ class ProcessLog:
 
     def _line(self, time: str, record: RequestRecord) -> str:
         if not self._json:
-            return f"{time} info  [chutes_autopilot] {_escaped(str(record))}"
+            return f"{time} info  [{self._name}chutes_autopilot] {_escaped(str(record))}"
         plain = {"time": time, "level": "info", "logger": "chutes_autopilot", "message": str(record)}
-        return json.dumps(plain | {"event": "request"} | record.fields())
+        return json.dumps(plain | self._own | {"event": "request"} | record.fields())
 
     def _time(self, now: float) -> str:
         second = int(now)
@@ -178,17 +186,38 @@ class _Lines:
             pass
 
 
-def _text_line(event: LogEvent) -> str:
+class WholeLines:
+    """A stream that several processes write to, so that no line is torn: a pipe takes so many bytes in one piece."""
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None)
+
+    def write(self, text: str) -> None:
+        """Write lines, each of them to its end; as many at once as a pipe takes."""
+        while len(text) > select.PIPE_BUF:
+            end = text.rfind("\n", 0, select.PIPE_BUF) + 1 or text.find("\n") + 1
+            self._stream.write(text[:end])
+            self._stream.flush()
+            text = text[end:]
+        self._stream.write(text)
+
+    def flush(self) -> None:
+        """Let go of what was written."""
+        self._stream.flush()
+
+
+def _text_line(name: str, event: LogEvent) -> str:
     time, level, logger, message, traceback = _parts(event)
     package, _, rest = logger.partition(".")
     short = rest if package == "chutes_autopilot" and rest else package
-    line = f"{time} {level:<5} [{short}] {_escaped(message)}"
+    line = f"{time} {level:<5} [{name}{short}] {_escaped(message)}"
     return "\n    ".join([line, *map(_escaped, traceback.rstrip().split("\n"))]) if traceback else line
 
 
-def _json_line(event: LogEvent) -> str:
+def _json_line(own: Mapping[str, Any], event: LogEvent) -> str:
     time, level, logger, message, traceback = _parts(event)
-    record: dict[str, Any] = {"time": time, "level": level, "logger": logger, "message": message}
+    record: dict[str, Any] = {"time": time, "level": level, "logger": logger, "message": message, **own}
     for key, value in event.items():
         if not key.startswith("log_") and key not in RESERVED and not (key in LEGACY and _is_legacy(event)):
             plain = _plain(value)
