@@ -137,7 +137,7 @@ class ChatRelay:
             return self._exchange(call, body, record, downstream, open_upstream or self.open_upstream, ended)
         except ApiError as error:
             self._refused(record, error)
-            self.decisions.keep(Explained(record, None, self.rules.profile), self._owner(call.client))
+            self.decisions.keep(Explained(record, None, self.rules.profile), self.owner(call.client))
             raise
         except Exception:  # noqa: BLE001 - reported
             events.failed_unexpectedly(Failure(), "reading a request")
@@ -158,13 +158,19 @@ class ChatRelay:
 
     def find(self, request_id: str, client: Client) -> Explained | None:
         """A request of this client's, by its id."""
-        return self.decisions.find(request_id, self._owner(client))
+        return self.decisions.find(request_id, self.owner(client))
 
     async def find_elsewhere(self, request_id: str, client: Client) -> dict[str, Any] | None:
         """The same of a request that another replica had, as `Decision.as_json` gives it."""
-        return await self.decisions.find_elsewhere(request_id, self._owner(client))
+        return await self.decisions.find_elsewhere(request_id, self.owner(client))
 
-    def _owner(self, client: Client) -> bytes:
+    def recent(self, count: int) -> dict[str, Any]:
+        """The last requests, newest first, and how each model fares: for the operator, as JSON."""
+        newest = [each.decision().as_json() for each in self.decisions.newest(count)]
+        return {"decisions": newest, "health": self.health.as_json(self.clock.seconds())}
+
+    def owner(self, client: Client) -> bytes:
+        """By which a client's requests are its own, whatever the session."""
         return client.credential_key(self.rules.client_key_secret, self.rules.trusted_proxies)
 
     def check_room(self) -> None:
@@ -268,7 +274,7 @@ class ChatRelay:
         ended: Callable[[RequestRecord, ApiError | None], None],
     ) -> Exchange | RecalledExchange:
         """What to try for whom."""
-        if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self._owner(call.client), record.received)):
+        if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self.owner(call.client), record.received)):
             raise ban_refusal(banned)
         exchange = self._routed(call, body, record, downstream, open_upstream, ended)
         if self.recall is None or exchange.key is None:
@@ -290,7 +296,7 @@ class ChatRelay:
     ) -> Exchange:
         """What to try by what is known of the client here."""
         key, previous, route = self._route(call, body, record)
-        self.decisions.keep(Explained(record, route, self.rules.profile), self._owner(call.client))
+        self.decisions.keep(Explained(record, route, self.rules.profile), self.owner(call.client))
         plan = route.plan
         record.mode = plan.mode
         record.candidates = plan.candidates

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.metrics import CONTENT_TYPE, Metrics
@@ -45,6 +46,7 @@ class OperationsRoute:
         detail = "" if trouble is None else f"; nothing is shared with other replicas: Redis: {trouble}"
         request.answer(200, f"ready{detail}".encode(), TEXT)
 
-    def exposition(self, request: GatewayRequest) -> None:
+    def exposition(self, request: GatewayRequest) -> Deferred[None] | None:
         """All metrics in Prometheus' text format."""
         request.answer(200, self.metrics.exposition(), CONTENT_TYPE)
+        return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 from klein import Klein
@@ -13,7 +13,7 @@ from chutes_autopilot.errors import ApiError, e2ee_error
 from chutes_autopilot.web.answers import install_error_answers
 from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.decisions import DecisionRoutes
-from chutes_autopilot.web.explorer.places import close_explorer, switched_off
+from chutes_autopilot.web.explorer.places import PLACES, answer_places, close_explorer, switched_off
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.site import GatewayRequest
@@ -49,6 +49,12 @@ def no_embeddings(_request: GatewayRequest) -> Any:
     )
 
 
+class RecentRequests(Protocol):
+    """What tells the operator of the last requests."""
+
+    def recent(self, request: GatewayRequest, /) -> Any: ...
+
+
 def _disabled(_request: GatewayRequest, _chat_id: str = "") -> Any:
     raise e2ee_error("chutes_disabled", "Chutes route is disabled")
 
@@ -73,6 +79,7 @@ def build_root(
     metrics_here: bool = True,
     decisions: DecisionRoutes | None = None,
     relayed: Mapping[str, Callable[[GatewayRequest], Deferred[None]]] = NOTHING_RELAYED,
+    forward: Callable[..., Any] | None = None,
 ) -> KleinResource:
     """The resource that answers every request.
 
@@ -80,6 +87,8 @@ def build_root(
     :param metrics_here: whether ``/metrics`` is served here, and not on an endpoint of its own.
     :param decisions: explain requests; without them there is no list for the operator.
     :param relayed: what answers the paths that are relayed beside chat.
+    :param forward: of a worker: answers what is the parent's to answer, in the place of the explorer and of what tells
+        of the whole service.
     """
     app = _app()
 
@@ -91,7 +100,6 @@ def build_root(
         app.route(path, methods=["POST"], endpoint=path)(answer)
 
     told = decisions or DecisionRoutes(chat.relay)
-    _decisions(app, told)
 
     @app.route("/v1/autopilot/decisions/<path:request_id>", methods=["GET"])
     def one_decision(request: GatewayRequest, request_id: str) -> Deferred[None]:
@@ -129,17 +137,26 @@ def build_root(
     def receipt(request: GatewayRequest, chat_id: str) -> Deferred[None]:
         return chutes.receipt(request, chat_id)
 
-    _operations(app, operations, metrics_here=metrics_here)
-    _mount_explorer(app, explorer)
+    _operations(app, operations, metrics_here=metrics_here and forward is None)
+    if forward is not None:
+        whole = ("/v1/autopilot/decisions", *(["/metrics"] if metrics_here else []))
+        answer_places(app, forward, (*PLACES, *whole))
+    else:
+        _decisions(app, told)
+        _mount_explorer(app, explorer)
     return app.resource()
 
 
 def build_admin_root(
-    operations: OperationsRoute, explorer: "ExplorerParts | Callable[[], ApiError]", decisions: DecisionRoutes
+    operations: OperationsRoute,
+    explorer: "ExplorerParts | Callable[[], ApiError]",
+    decisions: RecentRequests,
+    *,
+    metrics_here: bool = True,
 ) -> KleinResource:
     """The resource of ADMIN_ENDPOINT: what an operator asks for, and nothing that clients need."""
     app = _app()
-    _operations(app, operations, metrics_here=True)
+    _operations(app, operations, metrics_here=metrics_here)
     _decisions(app, decisions)
     _mount_explorer(app, explorer)
     return app.resource()
@@ -155,10 +172,10 @@ def _app() -> Klein:
     return app
 
 
-def _decisions(app: Klein, decisions: DecisionRoutes) -> None:
+def _decisions(app: Klein, decisions: RecentRequests) -> None:
     @app.route("/v1/autopilot/decisions", methods=["GET"])
-    def recent(request: GatewayRequest) -> None:
-        decisions.recent(request)
+    def recent(request: GatewayRequest) -> Any:
+        return decisions.recent(request)
 
 
 def _operations(app: Klein, operations: OperationsRoute, *, metrics_here: bool) -> None:
@@ -173,8 +190,8 @@ def _operations(app: Klein, operations: OperationsRoute, *, metrics_here: bool) 
     if metrics_here:
 
         @app.route("/metrics", methods=["GET"])
-        def metrics(request: GatewayRequest) -> None:
-            operations.exposition(request)
+        def metrics(request: GatewayRequest) -> Any:
+            return operations.exposition(request)
 
 
 def _mount_explorer(app: Klein, explorer: "ExplorerParts | Callable[[], ApiError]") -> None:

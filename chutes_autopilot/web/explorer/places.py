@@ -1,6 +1,6 @@
 """The explorer's paths where there is no explorer, or not yet; nothing of it is imported here, as that takes long."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from klein import Klein
@@ -8,7 +8,7 @@ from klein import Klein
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.web.site import GatewayRequest
 
-_PLACES = ("/", "/live", "/merge", "/changes", "/static/<path:rest>", "/feed.atom", "/api", "/api/<path:rest>")
+PLACES = ("/", "/live", "/merge", "/changes", "/static/<path:rest>", "/feed.atom", "/api", "/api/<path:rest>")
 
 
 def close_explorer(app: Klein, why: Callable[[], ApiError]) -> None:
@@ -17,8 +17,13 @@ def close_explorer(app: Klein, why: Callable[[], ApiError]) -> None:
     def closed(_request: GatewayRequest, **_segments: str) -> Any:
         raise why()
 
-    for number, path in enumerate(_PLACES):
-        app.route(path, endpoint=f"no_explorer_{number}")(closed)
+    answer_places(app, closed, PLACES)
+
+
+def answer_places(app: Klein, answer: Callable[..., Any], places: Sequence[str]) -> None:
+    """Answer these paths, whatever the method, in one and the same way."""
+    for number, path in enumerate(places):
+        app.route(path, endpoint=f"place_{number}")(answer)
 
 
 def switched_off() -> ApiError:
