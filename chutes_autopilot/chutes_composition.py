@@ -43,6 +43,9 @@ from chutes_autopilot.web.signatures import SignatureRoute, SignedExchange
 
 if TYPE_CHECKING:
     from chutes_autopilot.shared_composition import Sharing
+    from chutes_autopilot.workers.link import ParentLink
+
+Elsewhere = Callable[[tuple[bytes, str]], Awaitable[SignedExchange | None]]
 
 MAX_MODELS_BYTES = 64 * 1024 * 1024
 """The largest list of models that is passed on."""
@@ -84,17 +87,19 @@ def build_chutes(
     refresh_catalog: Callable[[], None],
     attestation_root: bytes | None = None,
     sharing: "Sharing | None" = None,
+    link: "ParentLink | None" = None,
 ) -> ChutesParts:
     """The Chutes route, switched on; what it needs to run is made a part of ``service``.
 
     :param refresh_catalog: called when the platform does not know what its catalog lists.
     :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
     :param sharing: what replicas share; None where they share claims alone, if at all.
+    :param link: of a worker, whose keys are handed down, and whose claims are made by its parent.
     :raises SettingsError: the key file or the file of measurements cannot be used.
     """
     in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
     agent = DstackAgent(reactor, settings.dstack_simulator_endpoint, settings.dstack_agent_timeout)
-    keys = _keys(settings, reactor, agent, service)
+    keys = link.handed_keys() if link is not None else build_keys(settings, reactor, agent, service)
     access = AccessRules(
         settings.chutes_enabled, bool(settings.chutes_api_key), settings.token, settings.chutes_allow_anonymous
     )
@@ -104,6 +109,9 @@ def build_chutes(
         settings.chat_cache_expiration, settings.signature_max_entries, reactor.seconds
     )
     shared = None if sharing is None else SharedAnswers(answers, sharing.exchanges)
+
+    if link is not None:
+        link.answers = answers
 
     def current_keys() -> ServerKeys:
         return keys.current
@@ -130,17 +138,16 @@ def build_chutes(
         )
         transport, evidence_of = sealed.open, sealed.evidence_of
         relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules), fuse=BanFuse())
+    if link is not None:
+        claims: IReplayClaims = link.claims()
+        not_before = link.begin.not_before
+    else:
+        claims = build_claims(settings, reactor, trust_root, relay.metrics, service, sharing)
+        not_before = claims_begin(settings, keys)
     route = ChutesRoute(
         authenticate=spends,
         relay=relay,
-        encryption=_encryption(
-            settings,
-            reactor,
-            keys,
-            deadlines,
-            in_thread,
-            _claims(settings, reactor, trust_root, relay.metrics, service, sharing),
-        ),
+        encryption=_encryption(settings, reactor, keys, deadlines, in_thread, claims, not_before),
         open_upstream=transport,
         upstream_fields=upstream_fields(settings.chutes_api_key or b"", AGENT),
         fetch_models=_models(settings, reactor, http_client),
@@ -150,16 +157,31 @@ def build_chutes(
     return ChutesParts(
         route,
         AttestationRoute(free, current_keys, agent, settings.e2ee_attestation, settings.chutes_transport, time),
-        SignatureRoute(free, current_keys, answers, time, None if shared is None else shared.elsewhere),
+        SignatureRoute(free, current_keys, answers, time, _elsewhere(link, shared)),
         keys,
     )
+
+
+def _elsewhere(link: "ParentLink | None", shared: SharedAnswers | None) -> Elsewhere | None:
+    """Asks the other workers, then what replicas share."""
+    if link is None:
+        return None if shared is None else shared.elsewhere
+
+    async def ask(key: tuple[bytes, str]) -> SignedExchange | None:
+        found = await link.answer_elsewhere(key)
+        if found is not None:
+            return SignedExchange(**found)
+        return None if shared is None else await shared.elsewhere(key)
+
+    return ask
 
 
 def _no_evidence(_instance_id: str, _key_sha256: bytes) -> Evidence | None:
     return None
 
 
-def _keys(settings: Settings, reactor: Any, agent: DstackAgent, service: MultiService) -> KeyHolder:
+def build_keys(settings: Settings, reactor: Any, agent: DstackAgent, service: MultiService) -> KeyHolder:
+    """The keys that the settings ask for, a part of ``service``."""
     keys = key_holder(
         settings.e2ee_key_source,
         settings.e2ee_key_file,
@@ -180,6 +202,7 @@ def _encryption(
     deadlines: Deadlines,
     in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
     claims: IReplayClaims,
+    not_before: int | None,
 ) -> Encryption:
     policy = E2EEPolicy(
         require=settings.e2ee_require,
@@ -196,21 +219,27 @@ def _encryption(
         coalesce=settings.e2ee_stream_coalesce,
         first_byte=settings.upstream_first_body_byte_timeout,
     )
-    # Claims in memory are gone after a restart; where the keys are not, what came before it may be a replay.
-    forgets = settings.redis_url is None and keys.persistent
     return Encryption(
         keys=lambda: keys.current,
         policy=policy,
         terms=terms,
         claims=claims,
-        not_before=int(time()) if forgets else None,
+        not_before=not_before,
         unix_time=time,
         deadlines=deadlines,
         in_thread=in_thread,
     )
 
 
-def _claims(
+def claims_begin(settings: Settings, keys: KeyHolder) -> int | None:
+    """The Unix second, now, from which on requests are claimed; None where no claim is ever lost.
+
+    Claims in memory are gone after a restart; where the keys are not, what came before it may be a replay.
+    """
+    return int(time()) if settings.redis_url is None and keys.persistent else None
+
+
+def build_claims(
     settings: Settings,
     reactor: Any,
     trust_root: Any,
@@ -218,6 +247,7 @@ def _claims(
     service: MultiService,
     sharing: "Sharing | None",
 ) -> IReplayClaims:
+    """Where nonces are claimed: in Redis, or in this process."""
     if settings.redis_url is None:
         return MemoryClaims(settings.e2ee_replay_max_entries, time)
     # an extra: imported only where Redis is used

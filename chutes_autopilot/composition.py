@@ -3,35 +3,39 @@
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
-from random import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from klein.resource import KleinResource
-from treq.client import HTTPClient
-from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred
-from twisted.internet.ssl import platformTrust
+from twisted.application.service import MultiService
 
-from chutes_autopilot.control.periodic import PeriodicRefresh
-from chutes_autopilot.control.refresh import BodyListener, CatalogRefresh, UtilizationRefresh
-from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder, readiness
-from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
-from chutes_autopilot.demo.simulator import SimulatedChutes
-from chutes_autopilot.demo.world import SimulatedWorld
+from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.control_composition import (
+    CATALOG_HASTE_SECONDS,
+    Closing,
+    InForce,
+    body_room,
+    build_http_client,
+    build_metrics,
+    build_refreshes,
+    client_limits,
+    readiness_of,
+    root_of,
+    simulated,
+    trust_root_of,
+)
 from chutes_autopilot.descriptors import connection_limit
 from chutes_autopilot.drain import DrainingService
 from chutes_autopilot.edge.front import FrontSite
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.interfaces import IStickyStore
 from chutes_autopilot.late_explorer import KeptAnswers, LateExplorer, is_loaded
 from chutes_autopilot.listening import ListeningService
-from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.alias_file import NO_ALIASES
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.failover import Timeouts
 from chutes_autopilot.policy.health import FleetHealth
-from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.policy.resilience import Resilience
 from chutes_autopilot.relay.chat import ChatRelay, RoutingRules
 from chutes_autopilot.relay.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
@@ -40,11 +44,9 @@ from chutes_autopilot.relay.traced import TracedRelay
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
-from chutes_autopilot.upstream.agent import control_plane_client
-from chutes_autopilot.upstream.certificates import CertificateFile
+from chutes_autopilot.storage.shared_memory import SharedStickyStore
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
-from chutes_autopilot.upstream.fetch import fetch_json_bytes
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from_url, endpoints_for, open_limit
 from chutes_autopilot.upstream.prewarming import PrewarmingService
 from chutes_autopilot.web.body_room import BodyRoom
@@ -52,31 +54,20 @@ from chutes_autopilot.web.chat import ChatRoute
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.decisions import DecisionRoutes
 from chutes_autopilot.web.explorer.places import starting, switched_off
+from chutes_autopilot.web.forwarding import forward_to
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.root import CHUTES_DISABLED, admit_to, build_admin_root, build_root, no_embeddings
-from chutes_autopilot.web.site import ClientLimits, GatewayRequest, GatewaySite
+from chutes_autopilot.web.site import GatewayRequest, GatewaySite
 
 if TYPE_CHECKING:
     from chutes_autopilot.e2ee_keys import KeyHolder
     from chutes_autopilot.shared_composition import Sharing
     from chutes_autopilot.web.explorer.parts import ExplorerParts
-
-DEMO_FIRST_TOKEN = 0.15
-DEMO_TOKEN_GAP = 0.02
-"""Seconds: the pace of the demo mode's simulated answers."""
-
-DEMO_REFRESH = 10.0
-"""Seconds from one look at the simulated lists to the next, so that their changes show while somebody watches."""
+    from chutes_autopilot.workers.link import ParentLink
 
 LONGEST_COOLDOWN = 300.0
 """Seconds to which the time a failing model is left alone grows, unless COOLDOWN_MS begins longer."""
-
-CATALOG_HASTE_SECONDS = 30.0
-"""How long after the catalog came it is not asked for again, though something was not as it says."""
-
-MAX_FEED_BYTES = 64 * 1024 * 1024
-"""The largest catalog or utilization answer that is read."""
 
 
 class GatewayService(DrainingService):
@@ -91,50 +82,59 @@ class GatewayService(DrainingService):
     keys: "KeyHolder | None" = None
 
 
-@attrs.define(eq=False)
-class _InForce:
-    """The settings as they are now, for what reads them each time anew."""
-
-    settings: Settings
-
-
-def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo: bool = False) -> GatewayService:
+def build(
+    settings: Settings,
+    reactor: Any,
+    endpoints: tuple[str, ...],
+    *,
+    demo: bool = False,
+    link: "ParentLink | None" = None,
+) -> GatewayService:
     """The whole service for these settings, not yet started.
 
     :param reactor: provides TCP, TLS, name resolution and time.
     :param endpoints: Twisted server endpoint strings to listen on.
     :param demo: put a simulated Chutes, listening on loopback from now on, in the place of every upstream.
+    :param link: of a worker, which relays and leaves to its parent (workers.parent) what one process does for all.
     """
-    bodies = BodyRoom(_body_room(settings))
+    bodies = BodyRoom(body_room(settings))
     connections = ClientConnections(connection_limit(settings.max_connections), bodies)
     service = GatewayService(connections, settings.shutdown_grace, reactor)
     attestation_root = world = None
     if demo:
-        settings, simulator = _simulated(settings, reactor)
+        settings, simulator = simulated(settings, reactor)
         simulator.setServiceParent(service)
         world = simulator.simulator.world
-        if settings.chutes_attestation != "off":
-            attestation_root = bytes.fromhex(simulator.simulator.chutes.attestation_root_sha256)
-    trust_root = CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
-    in_force = _InForce(settings)
-    snapshots = SnapshotHolder()
-    metrics = _metrics(reactor, snapshots, connections)
+        attestation_root = root_of(simulator, settings)
+    elif link is not None:
+        attestation_root = link.begin.attestation_root
+    trust_root = trust_root_of(settings)
+    in_force = InForce(settings)
+    snapshots = SnapshotHolder() if link is None else link.snapshots
+    metrics = build_metrics(reactor, snapshots, connections, control_plane=link is None)
     endpoint_for = endpoints_for(reactor, trust_root)
     max_open = open_limit(settings.max_inflight_requests)
     pool = ConnectionPool(reactor, endpoint_for, settings.upstream_connect_timeout, max_open=max_open)
     backend = backend_from_url(settings.backend_base_url)  # made once: the pool knows it by identity first
-    sticky = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
+    local = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
+    sticky: MemoryStickyStore | SharedStickyStore = local
+    if link is not None and not settings.shares:  # else workers are like replicas
+        sticky = link.sticky(settings)
     deadlines = Deadlines(reactor)
     relay = _chat_relay(settings, reactor, service, snapshots, metrics, pool, backend, sticky, deadlines)
-    sharing = None if demo else _sharing(settings, reactor, trust_root, metrics, sticky, relay, service)
+    sharing = None if demo else _sharing(settings, reactor, trust_root, metrics, local, relay, service)
+    if link is not None:
+        link.relay, relay.fuse = relay, link.fuse()
+        if settings.explorer_enabled:
+            relay.also_finished = link.finished
     others = _other_relays(settings, reactor, relay, pool)
     routes = {each.endpoint.path: ChatRoute(each) for each in (relay, *others)}
     chat = routes[CHAT.path]
     models = ModelsRoute(snapshots, lambda: relay.rules.own_aliases)
     operations = OperationsRoute(
-        _readiness(in_force, reactor, snapshots, connections), metrics, None if sharing is None else sharing.trouble
+        readiness_of(in_force, reactor, snapshots, connections), metrics, None if sharing is None else sharing.trouble
     )
-    http_client = _http_client(settings, reactor, trust_root, service)
+    http_client = build_http_client(settings, reactor, trust_root, service)
     chutes, chutes_relay = CHUTES_DISABLED, relay
     if settings.chutes_enabled:
         # imported where it is used: most of a start's time is imports
@@ -150,12 +150,14 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             http_client,
             trust_root,
             service,
-            lambda: refreshes[0].hasten(CATALOG_HASTE_SECONDS),
+            link.catalog_out_of_date if link is not None else lambda: refreshes[0].hasten(CATALOG_HASTE_SECONDS),
             attestation_root,
             sharing,
+            link,
         )
         chutes, service.keys, chutes_relay = parts.endpoints(), parts.keys, parts.route.relay
         chutes_relay.decisions, chutes_relay.recall = relay.decisions, relay.recall
+        chutes_relay.also_finished = relay.also_finished
     relays = (relay, chutes_relay, *others)
     if sharing is not None:
         sharing.share_cooldowns(_healths(relay, chutes_relay, others))
@@ -167,6 +169,7 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
 
     def public_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
         seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
+        elsewhere = None if link is None else link.decision_elsewhere
         return build_root(
             chat,
             models,
@@ -174,9 +177,10 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
             chutes,
             seen,
             metrics_here=not admin,
-            decisions=DecisionRoutes(relay, None if admin else settings.admin_token),
+            decisions=DecisionRoutes(relay, None if admin else settings.admin_token, elsewhere),
             relayed={EMBEDDINGS.path.decode(): no_embeddings}
             | {path.decode(): route.answer for path, route in routes.items() if route is not chat},
+            forward=None if link is None else forward_to(link.open_line, lambda: relay.rules.trusted_proxies),
         )
 
     def admin_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
@@ -207,20 +211,20 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
 
     answers = KeptAnswers()
     closed = starting if settings.explorer_enabled else switched_off
-    site = FrontSite(relay, public_root(closed), reactor, _client_limits(settings), refused, connections, deadlines)
+    site = FrontSite(relay, public_root(closed), reactor, client_limits(settings), refused, connections, deadlines)
     site.admit = partial(admit_to, chutes)
 
     admin_site: GatewaySite | None = None
-    if admin:
-        limits = _client_limits(settings)
+    if admin and link is None:
+        limits = client_limits(settings)
         admin_site = GatewaySite(admin_root(closed), reactor, limits, refused, connections, deadlines)
 
     def apply(new: Settings) -> None:
         in_force.settings = new
         connections.limit = connection_limit(new.max_connections)
-        bodies.limit = _body_room(new)
+        bodies.limit = body_room(new)
         service.grace = new.shutdown_grace
-        site.limits = _client_limits(new)
+        site.limits = client_limits(new)
         rules = _routing_rules(new, relay.rules.client_key_secret)
         for each in relays:
             each.rules = rules
@@ -231,126 +235,23 @@ def build(settings: Settings, reactor: Any, endpoints: tuple[str, ...], *, demo:
 
     service.apply = apply
 
-    _Closing(deadlines.stop).setServiceParent(service)
-    _Closing(pool.close).setServiceParent(service)
+    Closing(deadlines.stop).setServiceParent(service)
+    Closing(pool.close).setServiceParent(service)
     PrewarmingService(reactor, lambda: pool.prewarm(backend)).setServiceParent(service)
-    refreshes = _refreshes(in_force, reactor, snapshots, metrics, http_client, answers, sharing)
-    for refresh in refreshes:
-        refresh.setServiceParent(service)
-    if settings.explorer_enabled and is_loaded():
-        open_explorer()
-    elif settings.explorer_enabled:
-        LateExplorer(reactor, open_explorer).setServiceParent(service)
+    if link is None:
+        refreshes = build_refreshes(in_force, reactor, snapshots, metrics, http_client, answers, sharing)
+        for refresh in refreshes:
+            refresh.setServiceParent(service)
+        if settings.explorer_enabled and is_loaded():
+            open_explorer()
+        elif settings.explorer_enabled:
+            LateExplorer(reactor, open_explorer).setServiceParent(service)
     if settings.admin_endpoint is not None and admin_site is not None:
         ListeningService(reactor, (settings.admin_endpoint,), admin_site, connections).setServiceParent(service)
-    service.listening = ListeningService(reactor, endpoints, site, connections)
+    listens: Any = reactor if link is None else link.adopting
+    service.listening = ListeningService(listens, endpoints, site, connections)
     service.listening.setServiceParent(service)
     return service
-
-
-def _simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChutesService]:
-    """Settings whose every upstream is a simulated Chutes, and the service that runs it."""
-    world = SimulatedWorld(reactor.seconds())
-    simulator = SimulatedChutes(reactor, first_token=DEMO_FIRST_TOKEN, token_gap=DEMO_TOKEN_GAP, world=world)
-    simulated = SimulatedChutesService(simulator, listen_simulator(reactor, simulator))
-    url = simulated.base_url
-    events.simulator_started(url)
-    simulated_settings = attrs.evolve(
-        settings,
-        backend_base_url=url,
-        models_url=url + "/v1/models",
-        utilization_url=url + "/chutes/utilization",
-        embeddings_base_url=url,
-        chutes_enabled=True,
-        chutes_base_url=url,
-        chutes_api_base_url=url,
-        chutes_api_key=settings.chutes_api_key or b"cpk_simulated",
-        models_refresh=min(settings.models_refresh, DEMO_REFRESH),
-        cache_duration=min(settings.cache_duration, DEMO_REFRESH),
-    )
-    return simulated_settings, simulated
-
-
-class _Closing(Service):
-    """Closes something when the service stops."""
-
-    def __init__(self, close: Callable[[], Deferred[Any] | None]) -> None:
-        self._close = close
-
-    def stopService(self) -> Deferred[Any] | None:
-        super().stopService()
-        return self._close()
-
-
-class _RefreshEvents:
-    """Tells metrics and log how the refreshes go."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.refreshed = metrics.refreshed
-        self.state_changed = events.control_plane_changed
-
-
-def _metrics(reactor: Any, snapshots: SnapshotHolder, connections: ClientConnections) -> Metrics:
-    def known() -> frozenset[str]:
-        catalog = snapshots.current.catalog
-        return catalog.ids if catalog is not None else frozenset()
-
-    def label(model: str) -> str:
-        catalog = snapshots.current.catalog
-        names: frozenset[str] = catalog.ids if catalog is not None else frozenset()
-        if model in names:
-            return model
-        base = base_of(model, names)
-        return base if base in names else "other"
-
-    def milliseconds(age: float | None) -> float:
-        return -1 if age is None else round(age * 1000)
-
-    metrics = Metrics(label)
-    metrics.gauge(
-        "ready_snapshot_age_ms",
-        "Age of the utilization feed; -1: none yet.",
-        lambda: milliseconds(snapshots.current.feed_age(reactor.seconds())),
-    )
-    metrics.gauge(
-        "ready_allowlist_age_ms",
-        "Age of the catalog; -1: none yet.",
-        lambda: milliseconds(snapshots.current.catalog_age(reactor.seconds())),
-    )
-    metrics.gauge("ready_candidates", "Models the alias can choose from.", lambda: len(snapshots.current.ranking))
-    metrics.gauge("client_connections", "Open client connections.", lambda: len(connections))
-    metrics.gauge(
-        "buffered_request_bytes", "Bytes of request bodies over 16 KiB that are held.", lambda: connections.bodies.held
-    )
-    metrics.gauge("ready_allowlist_size", "Models in the catalog.", lambda: len(known()))
-    return metrics
-
-
-def _readiness(
-    in_force: _InForce, reactor: Any, snapshots: SnapshotHolder, connections: ClientConnections
-) -> Callable[[], str | None]:
-    def reason() -> str | None:
-        if connections.draining:
-            return "draining"
-        settings = in_force.settings
-        return readiness(
-            snapshots.current, reactor.seconds(), settings.readyz_max_snapshot_age, settings.readyz_max_allowlist_age
-        )
-
-    return reason
-
-
-def _client_limits(settings: Settings) -> ClientLimits:
-    return ClientLimits(
-        max_request_bytes=settings.max_request_bytes,
-        header_timeout=settings.client_header_timeout,
-        body_timeout=settings.client_body_timeout,
-        idle_timeout=settings.client_idle_timeout,
-    )
-
-
-def _body_room(settings: Settings) -> int:
-    return max(settings.max_buffered_request_bytes, settings.max_request_bytes)  # one request always fits
 
 
 def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules:
@@ -411,7 +312,7 @@ def _chat_relay(
     metrics: Metrics,
     pool: ConnectionPool,
     backend: Backend,
-    sticky: MemoryStickyStore,
+    sticky: IStickyStore,
     deadlines: Deadlines,
 ) -> ChatRelay:
     make_relay: Callable[..., ChatRelay] = ChatRelay
@@ -488,45 +389,3 @@ def _sharing(
     sharing.setServiceParent(service)
     relay.sticky, relay.recall, relay.decisions = sharing.sticky, sharing.sticky.recall, sharing.decisions
     return sharing
-
-
-def _http_client(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> HTTPClient:
-    """What asks upstreams beside the traffic."""
-    # a pool of its own: however many requests there are, what they are routed by stays fresh
-    pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout, max_open=64)
-    _Closing(pool.close).setServiceParent(service)
-    return control_plane_client(pool)
-
-
-def _refreshes(
-    in_force: _InForce,
-    reactor: Any,
-    snapshots: SnapshotHolder,
-    metrics: Metrics,
-    http_client: HTTPClient,
-    listener: BodyListener,
-    sharing: "Sharing | None",
-) -> tuple[PeriodicRefresh, PeriodicRefresh]:
-    settings = in_force.settings
-
-    def fetch(source: str, url: str, interval: float) -> Callable[[], Any]:
-        def asked() -> Any:
-            timeout = in_force.settings.control_plane_timeout
-            return fetch_json_bytes(http_client, url, clock=reactor, timeout=timeout, max_bytes=MAX_FEED_BYTES)
-
-        return asked if sharing is None else sharing.fetch(source, url, asked, interval)
-
-    builder = SnapshotBuilder(snapshots, reactor)
-    told = _RefreshEvents(metrics)
-    models_url, utilization_url = settings.models_url, settings.utilization_url
-    fetch_catalog = fetch("catalog", models_url, settings.models_refresh)
-    fetch_feed = fetch("utilization", utilization_url, settings.utilization_refresh)
-    catalog = CatalogRefresh(fetch_catalog, builder, reactor, told, listener)
-    utilization = UtilizationRefresh(fetch_feed, builder, reactor, told, listener)
-    refreshes = (
-        PeriodicRefresh(catalog.refresh_until_known, settings.models_refresh, reactor, random),
-        PeriodicRefresh(utilization.refresh, settings.utilization_refresh, reactor, random),
-    )
-    if sharing is not None:
-        sharing.refresh({"catalog": (models_url, refreshes[0]), "utilization": (utilization_url, refreshes[1])})
-    return refreshes

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from random import random
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 from treq.client import HTTPClient
@@ -37,8 +37,9 @@ from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.client_address import TrustedProxies
+from chutes_autopilot.policy.decision import RecentDecisions
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
-from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings, SettingsError
 from chutes_autopilot.storage.disk_cache import DiskCache, InThread
 from chutes_autopilot.storage.history import HistoryStore
@@ -79,6 +80,24 @@ class Explorer:
     truth: Truth
 
 
+class Rules(Protocol):
+    """What of the rules of routing counts here."""
+
+    @property
+    def trusted_proxies(self) -> TrustedProxies | None: ...
+
+
+class Routing(Protocol):
+    """What requests leave where they are routed: relay.chat.ChatRelay, or what its workers told a parent."""
+
+    @property
+    def health(self) -> FleetHealth: ...
+    @property
+    def decisions(self) -> RecentDecisions[Any]: ...
+    @property
+    def rules(self) -> Rules: ...
+
+
 def build_explorer(
     settings: Settings,
     reactor: Any,
@@ -88,7 +107,7 @@ def build_explorer(
     draining: Callable[[], bool],
     metrics: Metrics,
     trust_root: Any,
-    relays: Sequence[ChatRelay],
+    relays: Sequence[Routing],
     sharing: "Sharing | None" = None,
     *,
     demo: SimulatedWorld | None = None,

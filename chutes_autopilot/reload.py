@@ -15,6 +15,7 @@ from chutes_autopilot.settings.values import Setting
 NEEDS_RESTART = frozenset(
     {
         "listen_addr",
+        "workers",
         "backend_base_url",
         "embeddings_base_url",
         "models_url",

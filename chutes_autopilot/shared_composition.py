@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -55,10 +55,7 @@ def connect(
 
 
 class Sharing(MultiService):
-    """What this replica shares; its parts stop before the connection does.
-
-    :ivar polling: whoever holds it asks the platform for all.
-    """
+    """What this replica shares; its parts stop before the connection does."""
 
     def __init__(
         self, settings: Settings, reactor: Any, trust_root: Any, metrics: Metrics, sticky: MemoryStickyStore
@@ -81,7 +78,6 @@ class Sharing(MultiService):
         self.exchanges = SharedExchanges(redis, naming(b"signed"), settings.chat_cache_expiration, reactor)
         self.bodies = SharedBodies(redis, naming(b"body"), in_thread, MAX_BODY_BYTES, self._settled)
         redis.connected.append(self._settle)
-        self.polling = self.lock("polling")
 
     def stopService(self) -> Deferred[None]:
         """Give back what is held, then close the connection."""
@@ -94,6 +90,11 @@ class Sharing(MultiService):
         self._settling = self._reactor.callLater(SETTLED_SECONDS, self._settle)
         self.redis.startService()
         super().startService()
+
+    @cached_property
+    def polling(self) -> SharedLock:
+        """Whoever holds it asks the platform for all; tried for only where there are refreshes."""
+        return self.lock("polling")
 
     def lock(self, name: str) -> SharedLock:
         """A lock among the replicas of this deployment, which is tried for from the start on."""

@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.application.service import MultiService
 from twisted.internet import reactor
@@ -23,10 +23,13 @@ from chutes_autopilot import __version__
 from chutes_autopilot.composition import GatewayService, build
 from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.listening import check_endpoint
-from chutes_autopilot.observe.logs import filtered, log_observer
+from chutes_autopilot.observe.logs import TextStream, WholeLines, filtered, log_observer
 from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
 from chutes_autopilot.signals import take_signals
+
+if TYPE_CHECKING:
+    from chutes_autopilot.workers.parent import ParentService
 
 GC_THRESHOLD = 50_000
 """Objects made, less those freed, between two collections of the youngest generation."""
@@ -50,16 +53,20 @@ class Options(usage.Options):
     ]
     optParameters = [
         ["env-file", None, None, "Read settings from this file of NAME=value lines; the environment wins over it."],
+        ["workers", None, None, "Processes that serve requests, or auto; wins over WORKERS."],
     ]
 
     settings: Settings
     endpoints: tuple[str, ...]
     log_threshold: LogLevelFilterPredicate
+    sources: tuple[Mapping[str, str], Mapping[str, str]]
+    """What the settings were read from when that went well last: variables, and the texts of files by their paths."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._environ = os.environ if environ is None else environ
         self._endpoints: list[str] = []
+        self.log_stream: TextStream | None = None
 
     def opt_endpoint(self, endpoint: str) -> None:
         """Listen here, on any Twisted server endpoint, like tcp:8080 or unix:/run/autopilot.sock; may be repeated,
@@ -96,13 +103,15 @@ class Options(usage.Options):
         except SettingsError as error:
             _refuse("\n  ".join([f"the file {self['env-file']!r} given by --env-file is not valid:", *error.faults]))
         try:
-            self.settings = read_settings(variables, _read_file)
+            self.settings = self._read(variables)
         except SettingsError as error:
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
         self.log_threshold = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(self.settings.log_level))
         self.endpoints = tuple(self._endpoints) or (self.settings.listen_endpoint,)
         admin = (self.settings.admin_endpoint,) if self.settings.admin_endpoint is not None else ()
         for endpoint in (*self.endpoints, *admin):
+            if self.settings.workers > 1 and endpoint.startswith(("systemd:", "haproxy:systemd:")):
+                _refuse(f"cannot use the endpoint {endpoint!r}: a socket of systemd cannot be shared by WORKERS")
             try:
                 check_endpoint(reactor, endpoint)
             except ValueError as error:
@@ -164,7 +173,7 @@ class Options(usage.Options):
         :raises SettingsError: also where the file cannot be read.
         """
         try:
-            return read_settings(self._variables(), _read_file)
+            return self._read(self._variables())
         except OSError as error:
             raise SettingsError((f"cannot read the file given by --env-file: {error.strerror}",)) from error
 
@@ -173,26 +182,54 @@ class Options(usage.Options):
         """Whether there is anything that can have changed since the start."""
         return self["env-file"] is not None or self.settings.aliases_file is not None
 
+    @property
+    def syslog(self) -> str | None:
+        """The prefix of log lines where twistd's own options send them to syslog."""
+        twistd: Mapping[str, Any] = self.parent or {}
+        return twistd["prefix"] if twistd.get("syslog") else None
+
+    @property
+    def logfile(self) -> str:
+        """Where the log goes where it does not go to syslog; ``-`` is standard output."""
+        twistd: Mapping[str, Any] = self.parent or {}
+        return twistd.get("logfile") or ("-" if twistd.get("nodaemon", True) else "twistd.log")
+
     def observer(self) -> ILogObserver:
         """The process's log in our format, going where twistd's own options send it."""
-        twistd: Mapping[str, Any] = self.parent or {}
-        if twistd.get("syslog"):
+        if self.syslog is not None:
             from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
 
-            syslog: Any = SyslogObserver(twistd["prefix"])
+            syslog: Any = SyslogObserver(self.syslog)
             return filtered(LegacyLogObserverWrapper(syslog.emit), self.log_threshold)
-        logfile = twistd.get("logfile") or ("-" if twistd.get("nodaemon", True) else "twistd.log")
-        stream = sys.stdout if logfile == "-" else LogFile.fromFullPath(logfile)
+        stream: TextStream = sys.stdout if self.logfile == "-" else LogFile.fromFullPath(self.logfile)
+        if self.settings.workers > 1:
+            stream = self.log_stream = WholeLines(stream)
         later = partial(reactor.callLater, 0)
         log = log_observer(stream, self.settings.log_format, self.log_threshold, later)
         reactor.addSystemEventTrigger("after", "shutdown", log.flush)
         return log
 
+    def write_line(self, lines: str) -> None:
+        """Write lines that a worker has made to where the log goes."""
+        if self.log_stream is not None:
+            self.log_stream.write(lines)
+            self.log_stream.flush()
+
     def _variables(self) -> dict[str, str]:
         path = self["env-file"]
-        if path is None:
-            return dict(self._environ)
-        return {**parse_env_file(_read_file(path)), **self._environ}
+        variables = {**(parse_env_file(_read_file(path)) if path is not None else {}), **self._environ}
+        return variables if self["workers"] is None else {**variables, "WORKERS": self["workers"]}
+
+    def _read(self, variables: Mapping[str, str]) -> Settings:
+        files: dict[str, str] = {}
+
+        def read_file(path: str) -> str:
+            files[path] = _read_file(path)
+            return files[path]
+
+        settings = read_settings(variables, read_file)
+        self.sources = variables, files
+        return settings
 
 
 class LoggedService(MultiService):
@@ -219,7 +256,7 @@ def makeService(options: Options) -> MultiService:
     wanted = enough_descriptors(options.settings.max_connections, options.settings.max_inflight_requests)
     raise_descriptor_limit(wanted)
     root = LoggedService(options.observer)
-    gateway = build(options.settings, reactor, options.endpoints, demo=bool(options["demo"]))
+    gateway = _build(options)
     gateway.setServiceParent(root)
     if gateway.connections.limit < options.settings.max_connections:
         _log.warn(
@@ -233,11 +270,23 @@ def makeService(options: Options) -> MultiService:
     stop = partial(_stop, gateway)
     reload = _reload(options, gateway)
     take_signals(reactor, {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload})
-    reactor.callWhenRunning(_spare_the_collector)
+    reactor.callWhenRunning(spare_the_collector)
     return root
 
 
-def _stop(gateway: GatewayService, reason: str) -> None:
+def _build(options: Options) -> "GatewayService | ParentService":
+    settings, demo = options.settings, bool(options["demo"])
+    if settings.workers == 1:
+        return build(settings, reactor, options.endpoints, demo=demo)
+    from chutes_autopilot.workers.parent_composition import build_parent  # only where there are several
+
+    write = None if options.logfile == "-" else options.write_line
+    return build_parent(
+        settings, reactor, options.endpoints, lambda: options.sources, demo=demo, write=write, syslog=options.syslog
+    )
+
+
+def _stop(gateway: "GatewayService | ParentService", reason: str) -> None:
     try:
         reactor.stop()
     except ReactorNotRunning:
@@ -247,7 +296,7 @@ def _stop(gateway: GatewayService, reason: str) -> None:
         _log.info("{reason} received, stopping", reason=reason)
 
 
-def _reload(options: Options, gateway: GatewayService) -> Callable[[str], None]:
+def _reload(options: Options, gateway: "GatewayService | ParentService") -> Callable[[str], None]:
     def apply(settings: Settings) -> None:
         options.log_threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
         gateway.apply(settings)
@@ -262,7 +311,7 @@ def _reload(options: Options, gateway: GatewayService) -> Callable[[str], None]:
     return reload
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Modules, routes and settings live as long as the process: the garbage collector need not look at them again
     and again. What a request leaves behind is freed by its reference counts; cycles are few and can wait.
     """

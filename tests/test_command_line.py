@@ -182,6 +182,13 @@ def test_check_config_refuses_what_the_start_refuses(capsys: pytest.CaptureFixtu
     assert "tcp:x" in refusal(capsys, "--check-config", "--endpoint=tcp:x")
 
 
+def test_workers_of_the_command_line_win(capsys: pytest.CaptureFixture[str]) -> None:
+    """--workers is WORKERS, checked as it is; what several processes cannot listen on is refused."""
+    assert "\nWORKERS=3\n" in answer(capsys, "--check-config", "--workers=3", WORKERS="2")[0]
+    assert "WORKERS: must be a whole number" in refusal(capsys, "--check-config", "--workers=x")
+    assert "cannot be shared by WORKERS" in refusal(capsys, "--check-config", "--workers=2", "--endpoint=systemd:x")
+
+
 def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """--version tells our version, not Twisted's, also where settings are wrong."""
     assert answer(capsys, "--version", LOG_LEVEL="x") == (f"chutes-autopilot {__version__}\n", "")
@@ -192,7 +199,7 @@ def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = answer(capsys, "--help")
     assert out.startswith("Usage: twistd -n chutes-autopilot [options], or chutes-autopilot [run] [options]\n")
     options = set(re.findall(r"--[a-z-]+", out))
-    assert options == {"--endpoint", "--env-file", "--demo", "--check-config", "--version", "--help"}
+    assert options == {"--endpoint", "--env-file", "--workers", "--demo", "--check-config", "--version", "--help"}
     assert err == ""
 
 

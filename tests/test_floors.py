@@ -19,6 +19,8 @@ FLOORS = [  # lowest first; the longest matching prefix wins
         "cli",
         "e2ee_client",
         "e2ee_keys",
+        "workers",
+        "control_composition",
         "chutes_composition",
         "sealed_composition",
         "explorer_composition",
@@ -78,6 +80,6 @@ def test_the_pure_floors_know_no_reactor() -> None:
 
 def test_only_the_composition_root_imports_the_reactor() -> None:
     """The global reactor is imported where a process begins, and nowhere else."""
-    owners = {"tap", "demo.__main__", "cli.main", "e2ee_client.__main__"}
+    owners = {"tap", "demo.__main__", "cli.main", "e2ee_client.__main__", "workers.__main__"}
     importers = {me for me, path in modules() if "twisted.internet.reactor" in imports(path)}
     assert importers <= owners

@@ -53,6 +53,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     """An empty environment gives the defaults, times in seconds."""
     assert attrs.asdict(read({})) == {
         "listen_addr": "0.0.0.0:8080",
+        "workers": 1,
         "backend_base_url": "https://llm.chutes.ai",
         "embeddings_base_url": None,
         "models_url": "https://llm.chutes.ai/v1/models",
@@ -717,3 +718,10 @@ def test_own_aliases_are_read_at_the_start() -> None:
     assert faults({"ALIASES_FILE": "/a"}) == ("ALIASES_FILE: cannot read the file: No such file or directory",)
     (fault,) = faults({"ALIASES_FILE": "/a"}, {"/a": '{"x": ":nonsense"}'})
     assert fault.startswith("ALIASES_FILE: 'x'")
+
+
+def test_workers_are_a_number_or_the_cores() -> None:
+    """auto is at least one process; none, and more than anybody has cores for, are refused."""
+    assert (read({"WORKERS": "3"}).workers, read({"WORKERS": "auto"}).workers >= 1) == (3, True)
+    for wrong in ("0", "257", "many"):
+        assert faults({"WORKERS": wrong})[0].startswith("WORKERS: must be a whole number of processes from 1 to 256")

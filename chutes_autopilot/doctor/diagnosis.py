@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, gathe
 from twisted.internet.ssl import platformTrust
 from twisted.python.failure import Failure
 
-from chutes_autopilot.composition import MAX_FEED_BYTES
+from chutes_autopilot.control_composition import MAX_FEED_BYTES
 from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
 from chutes_autopilot.demo.simulator import SimulatedChutes
 from chutes_autopilot.doctor.clock import DatedAgent, check_clock

@@ -12,6 +12,7 @@ from chutes_autopilot.settings.parsing import (
     path,
     seconds,
     url,
+    workers,
 )
 from chutes_autopilot.settings.redis_url import redis_server
 from chutes_autopilot.settings.values import Setting
@@ -24,6 +25,14 @@ GATEWAY_SETTINGS: tuple[Setting, ...] = (
         "Address to listen on where no --endpoint is given; port 0 takes a free one.",
         "[::]:8443",
         listen_addr,
+    ),
+    Setting(
+        "WORKERS",
+        "1",
+        "processes or auto",
+        "Processes that serve requests, each on a core of its own; auto: one for each core.",
+        "auto",
+        workers,
     ),
     Setting(
         "BACKEND_BASE_URL",

@@ -4,6 +4,7 @@ Each raises ValueError that says what is allowed. What was given is repeated onl
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
@@ -13,6 +14,7 @@ from chutes_autopilot.policy.client_address import parse_cidrs
 
 DAY_MS = 86_400_000
 MAX_MS = 7 * DAY_MS
+MAX_WORKERS = 256
 MAX_SECONDS = 30 * DAY_MS // 1000
 
 TCB_STATUSES = (
@@ -42,6 +44,18 @@ def integer(unit: str, highest: int, *, lowest: int = 1, off: bool = False) -> C
         raise ValueError(f"must be a whole number of {unit} from {lowest} to {highest}{zero}, not {_quoted(text)}")
 
     return parse
+
+
+def workers(text: str) -> int:
+    """How many processes; ``auto`` is one for each core that this process may use."""
+    if text.lower() == "auto":
+        return min(
+            MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+    try:
+        return integer("processes", MAX_WORKERS)(text)
+    except ValueError as fault:
+        raise ValueError(f"{fault}; or auto, for the cores of this machine") from None
 
 
 def milliseconds(highest: int = MAX_MS, *, off: bool = False) -> Callable[[str], float]:

@@ -66,6 +66,7 @@ class Settings:
     """
 
     listen_addr: str
+    workers: int
     backend_base_url: str
     embeddings_base_url: str | None
     models_url: str

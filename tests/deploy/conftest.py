@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import attrs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from chutes_autopilot import composition
+from chutes_autopilot import composition, control_composition
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.settings import read_settings
+from chutes_autopilot.workers.parent_composition import build_parent
 
 EVERYTHING_ON = {
     "CHUTES_ENABLED": "true",
@@ -31,9 +33,10 @@ def metric_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(composition, "Metrics", Kept)
+    monkeypatch.setattr(control_composition, "Metrics", Kept)
     settings = read_settings({**EVERYTHING_ON, "CACHE_DIR": str(tmp_path)}, lambda path: "")
     composition.build(settings, reactor, ())
-    (metrics,) = made
-    families = text_string_to_metric_families(metrics.exposition().decode())
+    build_parent(attrs.evolve(settings, workers=2), reactor, (), lambda: ({}, {}))
+    expositions = [metrics.exposition().decode() for metrics in made]
+    families = [family for text in expositions for family in text_string_to_metric_families(text)]
     return {f.name + "_total" * (f.type == "counter"): f.type for f in families}

@@ -7,7 +7,7 @@ import pytest
 from loopback_peers import CHUNKED, ScriptedUpstream, StartGateway, chunk, is_complete, read_response, respond, silent
 from twisted.logger import globalLogPublisher
 
-import chutes_autopilot.composition
+import chutes_autopilot.control_composition
 from chutes_autopilot.observe.metrics import Metrics
 
 STREAM = CHUNKED.replace(b"application/json", b"text/event-stream")
@@ -42,7 +42,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> list[Metrics]:
         built.append(Metrics(*arguments))
         return built[-1]
 
-    monkeypatch.setattr(chutes_autopilot.composition, "Metrics", build)
+    monkeypatch.setattr(chutes_autopilot.control_composition, "Metrics", build)
     return built
 
 

@@ -1,0 +1,73 @@
+"""A worker process, as the parent starts it: ``main(descriptor)``, with the channel to the parent at that number."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.protocol import Factory
+from twisted.logger import LegacyLogObserverWrapper, LogLevel, LogLevelFilterPredicate, globalLogBeginner
+
+from chutes_autopilot.composition import build
+from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
+from chutes_autopilot.observe.logs import WholeLines, filtered, log_observer
+from chutes_autopilot.settings import Settings
+from chutes_autopilot.signals import take_signals
+from chutes_autopilot.tap import spare_the_collector
+from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.link import ParentLink
+from chutes_autopilot.workers.messages import Begin, ToWorker
+from chutes_autopilot.workers.worker import Gateway, Worker
+
+
+def main(descriptor: int) -> None:
+    """Serve until the parent ends this process, or is gone."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    worker = Worker(reactor, _begin_log, _build)
+    worker.channel = Channel(ToWorker, reactor, worker.received, worker.lost)
+    factory: Any = Factory.forProtocol(lambda: worker.channel)
+    factory.noisy = False
+    socket_reactor: Any = reactor
+    socket_reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, factory)
+    os.close(descriptor)
+    # a terminal's Ctrl-C and hang-up reach the whole group: the parent decides what they mean
+    take_signals(reactor, {signal.SIGTERM: worker.drain, signal.SIGINT: _left_to_the_parent, **_HANG_UP})
+    reactor.callWhenRunning(spare_the_collector)
+    reactor.run()
+
+
+def _left_to_the_parent(_reason: str) -> None:
+    pass
+
+
+_HANG_UP = {signal.SIGHUP: _left_to_the_parent}
+
+
+def _build(settings: Settings, endpoints: tuple[str, ...], link: ParentLink) -> Gateway:
+    raise_descriptor_limit(enough_descriptors(settings.max_connections, settings.max_inflight_requests))
+    return build(settings, reactor, endpoints, link=link)
+
+
+def _begin_log(begin: Begin, settings: Settings) -> Callable[[Settings], None]:
+    threshold = LogLevelFilterPredicate()
+
+    def level(settings: Settings) -> None:
+        threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
+
+    level(settings)
+    observer: Any
+    if begin.syslog is not None:
+        from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
+
+        syslog: Any = SyslogObserver(f"{begin.syslog}[worker {begin.number}]")
+        observer = filtered(LegacyLogObserverWrapper(syslog.emit), threshold)
+    else:
+        later = partial(reactor.callLater, 0)
+        observer = log_observer(WholeLines(sys.stdout), settings.log_format, threshold, later, worker=begin.number)
+        reactor.addSystemEventTrigger("after", "shutdown", observer.flush)
+    globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
+    return level

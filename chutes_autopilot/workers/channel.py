@@ -1,0 +1,168 @@
+"""How the parent and a worker talk: length-prefixed messages over a Unix socket pair, and descriptors beside them."""
+
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IFileDescriptorReceiver, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from chutes_autopilot.workers.messages import Message, Reply
+
+ANSWER_SECONDS = 2.0
+"""How long an answer is waited for: the other side may be busy, or stopped."""
+
+MAX_DESCRIPTORS = 64
+"""How many descriptors may have come that no message has spoken of yet."""
+
+_LENGTH = struct.Struct(">I")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@implementer(IFileDescriptorReceiver, IPushProducer)
+class Channel(Protocol):
+    """One side of the talk.
+
+    :param expected: the messages that the other side may send, a union.
+    :param received: told of every message but replies.
+    :param lost: called once, when the other side is gone.
+    :ivar full: the other side is slow to take what it is told, and more waits here than it should.
+    :ivar full_changed: told of that.
+    """
+
+    def __init__(
+        self,
+        expected: Any,
+        clock: IReactorTime,
+        received: Callable[[Any], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._decode = msgspec.msgpack.Decoder(expected).decode
+        self._clock = clock
+        self._received = received
+        self._lost = lost
+        self._descriptors: deque[int] = deque()
+        self._buffer = bytearray()
+        self._asked: dict[int, Deferred[bytes | None]] = {}
+        self._last_id = 0
+        self.open = True
+        self.full = False
+        self.full_changed: Callable[[bool], None] = lambda _full: None
+
+    def connectionMade(self) -> None:
+        cast(Any, self.transport).registerProducer(self, True)
+
+    def send(self, message: Message) -> None:
+        """Tell it; nothing is done where the other side is gone."""
+        self.send_encoded(encoded(message))
+
+    def send_encoded(self, framed: bytes) -> None:
+        """The same for what `encoded` gave, so that what all are told is encoded once."""
+        if self.open and self.transport is not None:
+            self.transport.write(framed)
+
+    def send_descriptors(self, descriptors: tuple[int, ...], message: Message) -> None:
+        """Give descriptors to the other side, and tell what they are; ours stay open until they are sent."""
+        transport: Any = self.transport
+        if self.open:
+            for descriptor in descriptors:
+                transport.sendFileDescriptor(descriptor)
+            # one byte at least goes with each
+            self.send(message)
+
+    def take_descriptors(self) -> tuple[int, ...]:
+        """All that have come by now."""
+        taken = tuple(self._descriptors)
+        self._descriptors.clear()
+        return taken
+
+    def ask(self, question: Callable[[int], Message]) -> Deferred[bytes | None]:
+        """Ask and get the answer; None where the other side has none, ends, or takes longer than ANSWER_SECONDS.
+
+        :param question: makes the message from its id.
+        """
+        self._last_id = number = self._last_id + 1
+        answer: Deferred[bytes | None] = Deferred()
+        if not self.open:
+            answer.callback(None)
+            return answer
+        self._asked[number] = answer
+        late = self._clock.callLater(ANSWER_SECONDS, self._answered, number, None)
+
+        def over(value: bytes | None) -> bytes | None:
+            if late.active():
+                late.cancel()
+            return value
+
+        answer.addCallback(over)
+        self.send(question(number))
+        return answer
+
+    def dataReceived(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        start, end = 0, len(buffer)
+        while end - start >= _LENGTH.size:
+            stop = start + _LENGTH.size + _LENGTH.unpack_from(buffer, start)[0]
+            if stop > end:
+                break
+            message = self._decode(memoryview(buffer)[start + _LENGTH.size : stop])
+            start = stop
+            if isinstance(message, Reply):
+                self._answered(message.id, message.value)
+            else:
+                self._received(message)
+        if start:
+            del buffer[:start]
+
+    def fileDescriptorReceived(self, descriptor: int) -> None:
+        """One has come."""
+        if len(self._descriptors) < MAX_DESCRIPTORS:
+            self._descriptors.append(descriptor)
+        else:
+            os.close(descriptor)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.open = False
+        for descriptor in self.take_descriptors():
+            os.close(descriptor)
+        for number in tuple(self._asked):
+            self._answered(number, None)
+        self._lost()
+
+    def close(self) -> None:
+        """End the talk, whatever was not said yet."""
+        if self.open and self.transport is not None:
+            cast(Any, self.transport).abortConnection()
+
+    # IPushProducer
+
+    def pauseProducing(self) -> None:
+        """Too much waits to be taken."""
+        self.full = True
+        self.full_changed(True)
+
+    def resumeProducing(self) -> None:
+        """It was taken."""
+        self.full = False
+        self.full_changed(False)
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+
+    def _answered(self, number: int, value: bytes | None) -> None:
+        answer = self._asked.pop(number, None)
+        if answer is not None:
+            answer.callback(value)
+
+
+def encoded(message: Message) -> bytes:
+    """A message as it goes over the channel."""
+    data = _encode(message)
+    return _LENGTH.pack(len(data)) + data

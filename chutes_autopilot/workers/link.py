@@ -1,0 +1,213 @@
+"""A worker's link to its parent: what it is told, what it asks, and what it tells."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import attrs
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
+from twisted.internet.protocol import Factory
+
+from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
+from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.catalog import Catalog
+from chutes_autopilot.policy.model_offers import Offers
+from chutes_autopilot.relay.chat import ChatRelay
+from chutes_autopilot.settings import Settings
+from chutes_autopilot.storage.shared_memory import SharedStickyStore, mapped
+from chutes_autopilot.workers.bans import SharedBanFuse
+from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.messages import (
+    Banned,
+    Begin,
+    CatalogOutOfDate,
+    FindAnswer,
+    FindDecision,
+    Finished,
+    Line,
+    Message,
+    Recent,
+    Reply,
+    Report,
+    State,
+)
+from chutes_autopilot.workers.sockets import Adopting
+from chutes_autopilot.workers.totals import families_of
+
+if TYPE_CHECKING:
+    from chutes_autopilot.workers.sealing import ForwardedClaims, HandedKeys
+
+FINISHED_SECONDS = 0.5
+"""How long finished requests wait until the explorer is told of them, many at a time."""
+
+EXPLAINED = 20
+"""Of how many of them it is told why they went where they went: so many as anybody can read."""
+
+MAX_FINISHED = 10_000
+"""Of how many, in that time; it never hears of further ones, nor of those of a time when the parent is slow."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def share_of(settings: Settings, workers: int) -> Settings:
+    """The settings of one worker out of so many: what limits the whole service is divided among them."""
+    return attrs.evolve(
+        settings,
+        max_connections=max(1, -(-settings.max_connections // workers)),
+        max_buffered_request_bytes=-(-settings.max_buffered_request_bytes // workers),
+        max_inflight_requests=max(1, -(-settings.max_inflight_requests // workers)),
+        chutes_e2ee_discovery_rpm=max(1, settings.chutes_e2ee_discovery_rpm // workers),
+    )
+
+
+class AnswerStore(Protocol):
+    """Where signed answers are kept for a while, by caller and id: attrs values."""
+
+    def get(self, key: tuple[bytes, str], /) -> Any: ...
+
+
+@attrs.define(eq=False)
+class ParentLink:
+    """One worker's, for its whole life.
+
+    :param begin: what the parent said first.
+    :ivar snapshots: the platform as the parent tells it.
+    :ivar relay: what this worker's requests went through: siblings and the operator ask for them.
+    :ivar answers: what this worker has kept of its answers; None without the Chutes route.
+    """
+
+    begin: Begin
+    channel: Channel
+    reactor: Any
+    snapshots: SnapshotHolder = attrs.field(factory=SnapshotHolder, init=False)
+    adopting: Adopting = attrs.field(init=False)
+    keys: "HandedKeys | None" = attrs.field(default=None, init=False)
+    relay: ChatRelay | None = attrs.field(default=None, init=False)
+    answers: AnswerStore | None = attrs.field(default=None, init=False)
+    _fuse: SharedBanFuse | None = attrs.field(default=None, init=False)
+    _finished: list[RequestRecord] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.adopting = Adopting(self.reactor, list(self.begin.descriptors))
+
+    # what the service of a worker is made of
+
+    def sticky(self, settings: Settings) -> SharedStickyStore:
+        """Where all workers remember clients."""
+        memory = mapped(self.begin.sticky)
+        os.close(self.begin.sticky)
+        return SharedStickyStore(settings.sticky_ttl, settings.sticky_max_entries, self.reactor.seconds, memory)
+
+    def fuse(self) -> SharedBanFuse:
+        """The bans that all workers share."""
+        self._fuse = SharedBanFuse(tell=self.channel.send, now=self.reactor.seconds)
+        return self._fuse
+
+    def handed_keys(self) -> "HandedKeys":
+        """The keys of all workers; none as long as the parent has none."""
+        if self.keys is None:
+            from chutes_autopilot.workers.sealing import HandedKeys  # with all of encryption
+
+            self.keys = HandedKeys()
+        return self.keys
+
+    def claims(self) -> "ForwardedClaims":
+        """Where all workers' claims are made."""
+        from chutes_autopilot.workers.sealing import ForwardedClaims
+
+        return ForwardedClaims(self.channel)
+
+    def catalog_out_of_date(self) -> None:
+        """The platform does not know what its catalog lists."""
+        self.channel.send(CatalogOutOfDate())
+
+    def finished(self, record: RequestRecord) -> None:
+        """A request is over: the explorer will hear of it."""
+        if self.channel.full or len(self._finished) >= MAX_FINISHED:
+            return
+        if not self._finished:
+            self.reactor.callLater(FINISHED_SECONDS, self._tell_finished)
+        self._finished.append(record)
+
+    def decision_elsewhere(self, request_id: str, owner: bytes) -> Deferred[bytes | None]:
+        """What another worker knows of a request."""
+        return self.channel.ask(lambda number: FindDecision(number, request_id, owner))
+
+    def answer_elsewhere(self, key: tuple[bytes, str]) -> Deferred[dict[str, Any] | None]:
+        """What another worker has kept of an answer: the fields of a SignedExchange."""
+        caller, chat_id = key
+        asked = self.channel.ask(lambda number: FindAnswer(number, caller, chat_id))
+        return asked.addCallback(lambda reply: None if reply is None else msgspec.msgpack.decode(reply))
+
+    def open_line(self, protocol: IProtocol) -> Callable[[], None]:
+        """Connect a protocol to the parent's own site, at once.
+
+        :returns: to be called when the parent has said something, or the connection is lost.
+        :raises OSError: there is no descriptor left, or no parent.
+        """
+        if not self.channel.open:
+            raise ConnectionError("the parent is gone")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for each in (ours, theirs):
+            each.setblocking(False)
+        factory = cast(Any, Factory).forProtocol(lambda: protocol)
+        factory.noisy = False
+        self.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+        ours.close()
+        self.channel.send_descriptors((theirs.fileno(),), Line())
+        return theirs.close
+
+    # what the parent tells
+
+    def heard(self, message: Message) -> None:
+        """Anything that concerns the service and not its life."""
+        match message:
+            case State():
+                self.snapshots.current = self._snapshot(message)
+            case Banned():
+                if self._fuse is not None:
+                    self._fuse.heard(message)
+            case Report(id=number):
+                self._reply(number, None if self.relay is None else _encode(families_of(self.relay.metrics)))
+            case FindDecision(id=number):
+                self._reply(number, self._decision(message))
+            case FindAnswer(id=number, caller=caller, chat_id=chat_id):
+                kept = None if self.answers is None else self.answers.get((caller, chat_id))
+                self._reply(number, None if kept is None else _encode(attrs.asdict(kept, recurse=False)))
+            case Recent(id=number, count=count):
+                self._reply(number, None if self.relay is None else json.dumps(self.relay.recent(count)).encode())
+
+    def _decision(self, asked: FindDecision) -> bytes | None:
+        found = None if self.relay is None else self.relay.decisions.find(asked.request_id, asked.owner)
+        return None if found is None else json.dumps(found.decision().as_json()).encode()
+
+    def _snapshot(self, state: State) -> Snapshot:
+        last = self.snapshots.current
+        catalog, offers = last.catalog, last.offers
+        if state.catalog is not None:
+            catalog = Catalog(state.catalog, state.catalog_skipped)
+            offers = Offers(MappingProxyType(state.offers))
+        return Snapshot(
+            state.id,
+            catalog,
+            state.catalog_fetched_at,
+            state.feed_fetched_at,
+            state.ranking,
+            state.feed_rows,
+            state.feed_skipped,
+            offers,
+        )
+
+    def _reply(self, number: int, value: bytes | None) -> None:
+        self.channel.send(Reply(number, value))
+
+    def _tell_finished(self) -> None:
+        finished, self._finished = self._finished, []
+        over = {id(record) for record in finished[-EXPLAINED:]}
+        kept = [] if self.relay is None else self.relay.decisions.newest(self.relay.decisions.limit)
+        self.channel.send(Finished(finished, [each.decision() for each in kept if id(each.record) in over]))

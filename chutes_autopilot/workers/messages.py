@@ -1,0 +1,260 @@
+"""What a parent and its workers tell one another; msgpack over the channel of workers.channel.
+
+Some of it is secret (settings, keys, the keys of clients): no message shows more than its name when it is printed.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.catalog import CatalogEntry
+from chutes_autopilot.policy.decision import Decision
+from chutes_autopilot.policy.model_offers import Offer
+from chutes_autopilot.policy.ranking import Ranked
+
+_OUTSIDE = "utf-8", "surrogateescape"
+
+
+class Message(msgspec.Struct, tag=True, gc=False):
+    """Anything that is told."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
+class Sources(Message):
+    """What settings are read from, so that every process reads the same ones.
+
+    Texts are bytes here, as what came from outside need not be UTF-8.
+
+    :param variables: of the environment and the env file, those that are settings: name and value.
+    :param files: the texts of the files that they name: path and text.
+    """
+
+    variables: tuple[tuple[bytes, bytes], ...]
+    files: tuple[tuple[bytes, bytes], ...]
+
+    @classmethod
+    def of(cls, variables: Mapping[str, str], files: Mapping[str, str]) -> "Sources":
+        """From texts as Python reads them."""
+        return cls(_pairs(variables), _pairs(files))
+
+    def texts(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The variables and the files again."""
+        return _texts(self.variables), _texts(self.files)
+
+
+def _pairs(texts: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.encode(*_OUTSIDE), text.encode(*_OUTSIDE)) for name, text in texts.items())
+
+
+def _texts(pairs: tuple[tuple[bytes, bytes], ...]) -> dict[str, str]:
+    return {name.decode(*_OUTSIDE): text.decode(*_OUTSIDE) for name, text in pairs}
+
+
+class KeyPair(Message):
+    """One generation of the service's keys: the scalar and the seed, 32 bytes each."""
+
+    id: str
+    ecdsa: bytes
+    ed25519: bytes
+    not_after: int | None
+
+
+# from the parent
+
+
+class Begin(Message):
+    """The first message: what a worker is.
+
+    :param number: from 1.
+    :param descriptors: of its listening sockets, in the order of ``endpoints``.
+    :param sticky: the descriptor of the memory in which all remember clients.
+    :param client_key_secret: the same for all.
+    :param not_before: Unix second from which encrypted requests may have been made; None: no limit of its own.
+    :param syslog: the prefix of log lines for syslog; None: they go to standard output.
+    :param attestation_root: hash of the key of the root that the simulator's evidence is signed with.
+    """
+
+    number: int
+    workers: int
+    endpoints: tuple[str, ...]
+    descriptors: tuple[int, ...]
+    sticky: int
+    sources: Sources
+    client_key_secret: bytes
+    not_before: int | None
+    attestation_root: bytes | None
+    syslog: str | None
+
+
+class Changed(Message):
+    """The settings were read again; what can change while the service runs counts from now on."""
+
+    sources: Sources
+
+
+class State(Message):
+    """The platform as the parent knows it.
+
+    :param catalog: None where it is the one told of last.
+    :param offers: of that catalog.
+    """
+
+    id: int
+    catalog_fetched_at: float | None
+    feed_fetched_at: float | None
+    feed_rows: int
+    feed_skipped: int
+    ranking: tuple[Ranked, ...]
+    catalog: tuple[CatalogEntry, ...] | None = None
+    catalog_skipped: int = 0
+    offers: dict[str, Offer] = {}
+
+
+class Keys(Message):
+    """The service's own keys, the current generation first."""
+
+    generations: tuple[KeyPair, ...]
+
+
+class Go(Message):
+    """All there is was told: serve."""
+
+
+class Lent(Message):
+    """Accept on the listening sockets of another worker too, which is gone; their descriptors come with this."""
+
+    number: int
+
+
+class Returned(Message):
+    """It is back: leave them to it."""
+
+    number: int
+
+
+class Drain(Message):
+    """End in order; further ones change nothing."""
+
+
+class Hurry(Message):
+    """Wait no longer for answers in flight."""
+
+
+class Report(Message):
+    """A question: all that was counted; a list of Family."""
+
+    id: int
+
+
+# from a worker
+
+
+class Serving(Message):
+    """It accepts connections."""
+
+
+class Line(Message):
+    """A connection to the parent's own site: its descriptor comes with this."""
+
+
+class CatalogOutOfDate(Message):
+    """The platform does not know what its catalog lists."""
+
+
+class Finished(Message):
+    """Requests that are over, for the explorer.
+
+    :param decisions: why the last of them went where they went.
+    """
+
+    records: list[RequestRecord]
+    decisions: list[Decision]
+
+
+class Claim(Message):
+    """A question: claim the nonce of an encrypted request."""
+
+    id: int
+    name: str
+    expiry: int
+
+
+class Refusal(Message):
+    """Why a claim was refused: an ApiError of the Chutes route."""
+
+    code: str
+    message: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+# both ways
+
+
+class Banned(Message):
+    """The platform's edge has banned a client."""
+
+    client: bytes
+    retry_after: float | None
+
+
+class FindDecision(Message):
+    """A question: why a request of this client's went where it went; JSON or nothing."""
+
+    id: int
+    request_id: str
+    owner: bytes
+
+
+class FindAnswer(Message):
+    """A question: what is kept of a complete answer for its signature; the fields of a SignedExchange."""
+
+    id: int
+    caller: bytes
+    chat_id: str
+
+
+class Recent(Message):
+    """A question: the last requests, so many, and each model's health, for the operator; JSON."""
+
+    id: int
+    count: int
+
+
+class Reply(Message):
+    """The answer to a question; None: there is none."""
+
+    id: int
+    value: bytes | None
+
+
+class Family(Message):
+    """One metric: its kind and its samples, each a name, label pairs and a value."""
+
+    name: str
+    help: str
+    kind: str
+    samples: list[tuple[str, tuple[tuple[str, str], ...], float]]
+
+
+ToWorker: TypeAlias = (
+    Begin
+    | Changed
+    | State
+    | Keys
+    | Go
+    | Lent
+    | Returned
+    | Drain
+    | Hurry
+    | Report
+    | Banned
+    | FindDecision
+    | FindAnswer
+    | Recent
+    | Reply
+)
+ToParent: TypeAlias = Serving | Line | CatalogOutOfDate | Finished | Claim | Banned | FindDecision | FindAnswer | Reply

@@ -1,0 +1,295 @@
+"""The parent of several workers: it relays nothing, and does once what each of them would do for itself."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import msgspec
+from msgspec.structs import replace
+from twisted.application.service import MultiService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimeOver
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
+from chutes_autopilot.e2ee_keys import KeyHolder
+from chutes_autopilot.interfaces import IReplayClaims
+from chutes_autopilot.listening import ListeningService
+from chutes_autopilot.observe import events
+from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.catalog import Catalog
+from chutes_autopilot.settings import Settings
+from chutes_autopilot.web.connections import ClientConnections
+from chutes_autopilot.web.site import GatewaySite
+from chutes_autopilot.workers.channel import encoded
+from chutes_autopilot.workers.messages import (
+    Banned,
+    Begin,
+    CatalogOutOfDate,
+    Changed,
+    Claim,
+    Family,
+    FindAnswer,
+    FindDecision,
+    Finished,
+    Line,
+    Message,
+    Recent,
+    Reply,
+    Report,
+    Sources,
+    State,
+)
+from chutes_autopilot.workers.routing import ToldRouting
+from chutes_autopilot.workers.supervision import Seat, Supervisor
+from chutes_autopilot.workers.totals import ServiceTotals
+
+REPORT_SECONDS = 2.0
+"""How often workers are asked what they have counted: a worker that is killed takes no more than that along."""
+
+END_SECONDS = 5.0
+"""How much longer than their grace workers may take to end."""
+
+_families = msgspec.msgpack.Decoder(list[Family]).decode
+
+
+@attrs.define(eq=False)
+class Sealing:
+    """What encrypted requests need of the parent."""
+
+    keys: KeyHolder
+    claims: IReplayClaims
+    not_before: int | None
+
+
+@attrs.frozen
+class Orders:
+    """What a worker is told that never changes."""
+
+    endpoints: tuple[str, ...]
+    sources: Sources
+    client_key_secret: bytes
+    attestation_root: bytes | None
+    syslog: str | None
+
+
+class ParentService(MultiService):
+    """The running whole, as far as it is not the workers'.
+
+    :param orders: for every worker.
+    :param connections: of the operator, at ADMIN_ENDPOINT.
+    :param lines: on which workers pass on what is not theirs to answer.
+    :param sources: what the settings in force were read from.
+    :ivar listening: the sockets of all workers; they close first.
+    :ivar grace: seconds that workers have for answers in flight.
+    """
+
+    _log = Logger()
+    listening: ListeningService
+    supervisor: Supervisor
+    site: GatewaySite
+    totals: ServiceTotals
+    sealing: Sealing | None = None
+    finished: Callable[[RequestRecord], None] | None = None
+    catalog_out_of_date: Callable[[], None]
+    changed_settings: Callable[[Settings], None]
+
+    def __init__(
+        self,
+        orders: Orders,
+        reactor: Any,
+        connections: ClientConnections,
+        lines: ClientConnections,
+        snapshots: SnapshotHolder,
+        sources: Callable[[], Sources],
+        grace: float,
+    ) -> None:
+        super().__init__()
+        self.connections = connections
+        self.grace = grace
+        self._orders = orders
+        self._reactor = reactor
+        self._lines = lines
+        self._snapshots = snapshots
+        self._sources = sources
+        self.routing = ToldRouting()
+        self._told: Catalog | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._reports = LoopingCall(self._report_soon)
+        self._reports.clock = reactor
+
+    # what the composition and twistd call
+
+    @property
+    def keys(self) -> KeyHolder | None:
+        """Of the Chutes route; None where it is off."""
+        return None if self.sealing is None else self.sealing.keys
+
+    def apply(self, settings: Settings) -> None:
+        """Put new settings into force, here and in every worker."""
+        self.grace = settings.shutdown_grace
+        self.changed_settings(settings)
+        self.supervisor.tell_all(encoded(Changed(self._sources())))
+
+    def hurry(self) -> None:
+        """Wait no longer for answers in flight."""
+        self.supervisor.hurry()
+
+    def startService(self) -> None:
+        super().startService()
+        self._reports.start(REPORT_SECONDS, now=False)
+
+    def stopService(self) -> Deferred[None]:
+        """Drain and stop; fires when the last worker has ended, and all else has."""
+        return Deferred.fromCoroutine(self._drain())
+
+    async def _drain(self) -> None:
+        self.connections.draining = self._lines.draining = True
+        # first, so that the workers' own are the last: then nobody waits in a queue that nobody empties
+        await self.listening.stopService()
+        drained = Deferred.fromCoroutine(self.supervisor.drain())
+        drained.addTimeout(self.grace + END_SECONDS, self._reactor)
+        with suppress(TimeOver, CancelledError):
+            await drained
+        self.supervisor.kill()
+        if self._reports.running:
+            self._reports.stop()
+        self.connections.close_idle()
+        await super().stopService()
+        self.connections.abort()
+        self._lines.abort()
+
+    # what workers are told
+
+    def begin(self, number: int, sticky: int, descriptors: tuple[int, ...]) -> Begin:
+        """The first message for a worker."""
+        orders = self._orders
+        return Begin(
+            number,
+            len(self.supervisor.seats),
+            orders.endpoints,
+            descriptors,
+            sticky,
+            orders.sources,
+            orders.client_key_secret,
+            None if self.sealing is None else self.sealing.not_before,
+            orders.attestation_root,
+            orders.syslog,
+        )
+
+    def greetings(self) -> list[bytes]:
+        """All else that a new worker must know, encoded."""
+        told: list[Message] = []
+        sources = self._sources()
+        if sources != self._orders.sources:
+            told.append(Changed(sources))
+        keys = self._keys_message()
+        if keys is not None:
+            told.append(keys)
+        if self._snapshots.current.id:
+            told.append(_state(self._snapshots.current, whole=True))
+        return [encoded(message) for message in told]
+
+    def snapshot_changed(self) -> None:
+        """Tell all workers of the current one."""
+        snapshot = self._snapshots.current
+        whole, self._told = snapshot.catalog is not self._told, snapshot.catalog
+        self.supervisor.tell_all(encoded(_state(snapshot, whole=whole)))
+
+    def keys_changed(self, _keys: object) -> None:
+        """Hand them to all workers."""
+        message = self._keys_message()
+        if message is not None:
+            self.supervisor.tell_all(encoded(message))
+
+    def _keys_message(self) -> Message | None:
+        if self.sealing is None or not self.sealing.keys.there:
+            return None
+        from chutes_autopilot.workers.sealing import keys_message  # with all of encryption
+
+        return keys_message(self.sealing.keys.current)
+
+    # what workers say
+
+    def received(self, seat: Seat, message: Any) -> None:
+        """Do what it asks for."""
+        match message:
+            case Finished():
+                self.routing.hear(message)
+                if self.finished is not None:
+                    for record in message.records:
+                        self.finished(record)
+            case Line():
+                self._take_lines(seat)
+            case Claim():
+                self._claim(seat, message)
+            case FindDecision() | FindAnswer():
+                self._find(seat, message).addErrback(events.failed_unexpectedly, "asking the other workers")
+            case Banned():
+                self.supervisor.tell_all(encoded(message))
+            case CatalogOutOfDate():
+                self.catalog_out_of_date()
+
+    def ended(self, number: int) -> None:
+        """A worker is gone."""
+        self.totals.ended(number)
+
+    def _take_lines(self, seat: Seat) -> None:
+        for descriptor in seat.channel.take_descriptors() if seat.channel is not None else ():
+            with suppress(OSError):
+                os.set_blocking(descriptor, False)
+                self._reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, self.site)
+            os.close(descriptor)
+
+    def _claim(self, seat: Seat, message: Claim) -> None:
+        if self.sealing is None:
+            seat.tell(Reply(message.id, None))
+            return
+        from chutes_autopilot.workers.sealing import judge
+
+        judged = judge(self.sealing.claims, message, lambda value: seat.tell(Reply(message.id, value)))
+        judged.addErrback(events.failed_unexpectedly, "claiming a nonce")
+
+    def _find(self, seat: Seat, question: FindDecision | FindAnswer) -> Deferred[None]:
+        async def find() -> None:
+            answers = await self.supervisor.ask_all(lambda number: replace(question, id=number), but=seat)
+            seat.tell(Reply(question.id, answers[0][1] if answers else None))
+
+        return Deferred.fromCoroutine(find())
+
+    # what all of them have
+
+    async def count(self) -> bytes:
+        """The metrics of the whole service, in Prometheus' text format."""
+        await self._report()
+        return self.totals.exposition()
+
+    async def recent(self, count: int) -> Sequence[bytes]:
+        """The last requests of each worker, and its models' health; JSON."""
+        return [answer for _, answer in await self.supervisor.ask_all(lambda number: Recent(number, count))]
+
+    def _report_soon(self) -> None:
+        Deferred.fromCoroutine(self._report()).addErrback(events.failed_unexpectedly, "counting what workers did")
+
+    async def _report(self) -> None:
+        for number, told in await self.supervisor.ask_all(Report):
+            self.totals.take(number, _families(told))
+
+
+def _state(snapshot: Snapshot, *, whole: bool) -> State:
+    catalog = snapshot.catalog if whole else None
+    return State(
+        snapshot.id,
+        snapshot.catalog_fetched_at,
+        snapshot.feed_fetched_at,
+        snapshot.feed_rows,
+        snapshot.feed_skipped,
+        snapshot.ranking,
+        None if catalog is None else catalog.entries,
+        0 if catalog is None else catalog.skipped,
+        {} if catalog is None else dict(snapshot.offers.by_model),
+    )

@@ -1,0 +1,52 @@
+"""What workers tell the explorer of the requests they have routed, where one process would have looked itself."""
+
+import attrs
+
+from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.policy.client_address import TrustedProxies
+from chutes_autopilot.policy.decision import Decision, RecentDecisions
+from chutes_autopilot.policy.health import FleetHealth
+from chutes_autopilot.relay.explain import Explained
+from chutes_autopilot.web.forwarding import LINES
+from chutes_autopilot.workers.messages import Finished
+
+
+@attrs.frozen
+class ToldRequest:
+    """One request of a worker's that is over.
+
+    :param told: why it went where it went; None where there were too many to tell that of each.
+    """
+
+    record: RequestRecord
+    told: Decision | None
+
+    @property
+    def request_id(self) -> str:
+        """As its client named it."""
+        return self.record.request_id
+
+    def decision(self) -> Decision:
+        """All that is known of it."""
+        return self.told or Explained(self.record, None).decision()
+
+
+@attrs.frozen
+class _Rules:
+    trusted_proxies: TrustedProxies | None = LINES
+
+
+@attrs.define(eq=False)
+class ToldRouting:
+    """What the explorer reads of a ChatRelay; models' health stays with the workers."""
+
+    health: FleetHealth = attrs.field(factory=FleetHealth)
+    decisions: RecentDecisions[ToldRequest] = attrs.field(factory=RecentDecisions)
+    rules: _Rules = attrs.field(factory=_Rules)
+
+    def hear(self, message: Finished) -> None:
+        """Take what a worker has told."""
+        told = {decision.request_id: decision for decision in message.decisions}
+        for number, record in enumerate(message.records, self.decisions.seen):
+            # two clients may have named their requests alike
+            self.decisions.keep(ToldRequest(record, told.get(record.request_id)), number.to_bytes(8, "big"))
