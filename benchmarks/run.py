@@ -21,6 +21,7 @@ from scenarios import SCENARIOS, Bench, Numbers, Scenario
 from targets import ROOT, Target, Upstream, find_targets, first_model
 
 TARGETS = "autopilot,nginx,vllm-router,haproxy,direct"
+FURTHER_TARGETS = "workers"
 HERE = Path(__file__).resolve().parent
 
 
@@ -94,7 +95,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured, default 3")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one measuring, default 3")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds of load before it, default 1")
-    parser.add_argument("--targets", type=names(known), default=known, help=f"default: {TARGETS}, those that are here")
+    parser.add_argument(
+        "--targets",
+        type=names([*known, FURTHER_TARGETS]),
+        default=known,
+        help=f"default: {TARGETS}, those that are here; there is also {FURTHER_TARGETS}",
+    )
     parser.add_argument("--upstream", choices=["stub", "simulator"], default="stub")
     parser.add_argument(
         "--vllm-router",
@@ -156,6 +162,8 @@ def _measure(
         with Child(command.words, core, Path(own) / "output.log", command.environ) as child:
             started = child.wait_for_200(port, target.health)
             child.wait_for_200(port, target.ready)
+            for text in target.said:
+                child.wait_for_line(text)
             return scenario.measure(bench(child, started, port))
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from processes import PYTHON, free_port, output_of
@@ -50,6 +50,7 @@ class Target:
 
     :param command: from a port, the upstream and a directory for its files; None: there is no server, the load goes
         to the upstream itself.
+    :param said: what its output has to say before it is measured.
     :param health: a path that answers 200 as soon as the server listens, ``ready``: as soon as it can relay.
     :param model: the model to ask for; None: whatever the upstream knows.
     """
@@ -60,10 +61,14 @@ class Target:
     health: str = "/healthz"
     ready: str = "/healthz"
     model: str | None = None
+    said: tuple[str, ...] = ()
 
 
-def gateway(name: str, tree: Path) -> Target:
-    """The gateway of a source tree, with the settings' defaults, asked for its alias; its log goes to a file."""
+def gateway(name: str, tree: Path, **settings: str) -> Target:
+    """The gateway of a source tree, with the settings' defaults, asked for its alias; its log goes to a file.
+
+    :param settings: what is unlike the defaults.
+    """
 
     def command(port: int, upstream: Upstream, directory: Path) -> Command:
         environ = {
@@ -72,6 +77,7 @@ def gateway(name: str, tree: Path) -> Target:
             "BACKEND_BASE_URL": upstream.url,
             "MODELS_URL": f"{upstream.url}/v1/models",
             "UTILIZATION_URL": f"{upstream.url}/chutes/utilization",
+            **settings,
         }
         if upstream.ca_file:
             environ["SSL_CERT_FILE"] = str(upstream.ca_file)
@@ -196,6 +202,9 @@ def find_targets(names: Sequence[str], vllm_router_path: str | None, baseline: P
     for name in names:
         if name == "autopilot":
             found.append(gateway(name, ROOT))
+        elif name == "workers":
+            said = tuple(f"[worker {number} listening.ListeningService] listening on" for number in (1, 2))
+            found.append(replace(gateway(name, ROOT, WORKERS="2"), said=said))
         elif name == "direct":
             found.append(DIRECT)
         else:
