@@ -152,6 +152,7 @@ def _measure(
             end_mark=options.upstream == "stub",
             warmup=options.warmup,
             seconds=options.seconds,
+            processes=target.processes,
         )
 
     if target.command is None:

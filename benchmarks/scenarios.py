@@ -33,6 +33,8 @@ class Bench:
     :param target: its process; None: the load goes to the upstream itself.
     :param started: seconds from its start to its first 200.
     :param model: what to ask the target for, ``upstream_model``: what to ask the upstream for.
+    :param processes: that share the load, which is so many times as much: how many requests a turn of an event loop
+        finds decides what each of them costs.
     :param end_mark: whether the upstream ends streams as the stub does, so that events can be checked by number.
     """
 
@@ -45,6 +47,7 @@ class Bench:
     end_mark: bool
     warmup: float
     seconds: float
+    processes: int = 1
 
     def cpu(self) -> float:
         """CPU seconds of the target so far."""
@@ -88,9 +91,8 @@ def _connect(bench: Bench) -> Numbers:
 
 
 def _requests(bench: Bench, *, size: int, reconnect: bool = False) -> Numbers:
-    requests = [
-        chat_request(bench.model, "plain", size=size, client=number) for number in range(KEEP_ALIVE_CONNECTIONS)
-    ]
+    connections = KEEP_ALIVE_CONNECTIONS * bench.processes
+    requests = [chat_request(bench.model, "plain", size=size, client=number) for number in range(connections)]
     measured = run_load(
         bench.address, requests, bench.cpu, warmup=bench.warmup, seconds=bench.seconds, reconnect=reconnect
     )

@@ -50,6 +50,7 @@ class Target:
 
     :param command: from a port, the upstream and a directory for its files; None: there is no server, the load goes
         to the upstream itself.
+    :param processes: how many of them serve requests.
     :param said: what its output has to say before it is measured.
     :param health: a path that answers 200 as soon as the server listens, ``ready``: as soon as it can relay.
     :param model: the model to ask for; None: whatever the upstream knows.
@@ -62,6 +63,7 @@ class Target:
     ready: str = "/healthz"
     model: str | None = None
     said: tuple[str, ...] = ()
+    processes: int = 1
 
 
 def gateway(name: str, tree: Path, **settings: str) -> Target:
@@ -204,7 +206,7 @@ def find_targets(names: Sequence[str], vllm_router_path: str | None, baseline: P
             found.append(gateway(name, ROOT))
         elif name == "workers":
             said = tuple(f"[worker {number} listening.ListeningService] listening on" for number in (1, 2))
-            found.append(replace(gateway(name, ROOT, WORKERS="2"), said=said))
+            found.append(replace(gateway(name, ROOT, WORKERS="2"), said=said, processes=2))
         elif name == "direct":
             found.append(DIRECT)
         else:

@@ -118,11 +118,12 @@ def build(
     backend = backend_from_url(settings.backend_base_url)  # made once: the pool knows it by identity first
     local = MemoryStickyStore(settings.sticky_ttl, settings.sticky_max_entries, reactor.seconds)
     sticky: MemoryStickyStore | SharedStickyStore = local
-    if link is not None and not settings.shares:  # else workers are like replicas
+    shares = settings.shares if link is None else link.begin.shares
+    if link is not None and not shares:  # else workers are like replicas
         sticky = link.sticky(settings)
     deadlines = Deadlines(reactor)
     relay = _chat_relay(settings, reactor, service, snapshots, metrics, pool, backend, sticky, deadlines)
-    sharing = None if demo else _sharing(settings, reactor, trust_root, metrics, local, relay, service)
+    sharing = None if demo or not shares else _sharing(settings, reactor, trust_root, metrics, local, relay, service)
     if link is not None:
         link.relay, relay.fuse = relay, link.fuse()
         if settings.explorer_enabled:
@@ -379,10 +380,8 @@ def _sharing(
     sticky: MemoryStickyStore,
     relay: ChatRelay,
     service: MultiService,
-) -> "Sharing | None":
-    """What the relay has in common with those of other replicas; None where there are none."""
-    if not settings.shares:
-        return None
+) -> "Sharing":
+    """What the relay has in common with those of other replicas."""
     from chutes_autopilot.shared_composition import Sharing  # an extra: imported only where Redis is used
 
     sharing = Sharing(settings, reactor, trust_root, metrics, sticky)

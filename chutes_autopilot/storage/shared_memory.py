@@ -28,6 +28,8 @@ _RECORD = struct.Struct("<dd?H")
 """Of a slot, behind the key and the checksum of all the rest: when it was put, when the preferred model failed, whether
 it is a failover's, the length of the model's name that follows."""
 _AT = KEY_BYTES + 4
+REFRESHES = 16
+"""An unchanged choice is written again after this part of its time to live: it may end that much early."""
 MAX_MODEL_BYTES = SLOT_BYTES - _AT - _RECORD.size
 
 
@@ -66,6 +68,8 @@ class SharedStickyStore:
     _now: Callable[[], float]
     _memory: mmap
     _buckets: int = field(init=False)
+    _seen: dict[bytes, tuple[int, bytes, float, StickyChoice]] = field(init=False, factory=dict)
+    """What was read or written last: where, its bytes, since when; it holds as long as the memory has those bytes."""
 
     def __attrs_post_init__(self) -> None:
         self._buckets = len(self._memory) // _BUCKET_BYTES
@@ -74,6 +78,40 @@ class SharedStickyStore:
         """The choice last put under this client key, None where there is none or it is too old."""
         if self.ttl <= 0 or self.max_entries <= 0:
             return None
+        seen = self._seen.get(key)
+        if seen is None or self._memory[seen[0] : seen[0] + len(seen[1])] != seen[1]:
+            seen = self._read(key)
+            if seen is None:
+                return None
+            self._note(key, seen)
+        return seen[3] if self._now() - seen[2] < self.ttl else None
+
+    def put(self, key: bytes, choice: StickyChoice) -> None:
+        """Remember a choice and start its time to live anew."""
+        if self.ttl <= 0 or self.max_entries <= 0:
+            return
+        now, seen = self._now(), self._seen.get(key)
+        if (
+            seen is not None
+            and (seen[3] is choice or seen[3] == choice)
+            and now - seen[2] < self.ttl / REFRESHES
+            and self._memory[seen[0] : seen[0] + len(seen[1])] == seen[1]
+        ):
+            return  # nearly every time
+        name = choice.model.encode("utf-8", "surrogatepass")
+        if len(name) > MAX_MODEL_BYTES:
+            return
+        record = _RECORD.pack(now, choice.preferred_failed_at, choice.from_failover, len(name)) + name
+        slot = key + crc32(record).to_bytes(4, "little") + record
+        start = self._bucket(key)
+        bucket = self._memory[start : start + _BUCKET_BYTES]
+        at = _found(bucket, key)
+        if at < 0:
+            at = min(range(0, _BUCKET_BYTES, SLOT_BYTES), key=lambda at: _RECORD.unpack_from(bucket, at + _AT)[0])
+        self._memory[start + at : start + at + len(slot)] = slot
+        self._note(key, (start + at, slot, now, choice))
+
+    def _read(self, key: bytes) -> tuple[int, bytes, float, StickyChoice] | None:
         start = self._bucket(key)
         bucket = self._memory[start : start + _BUCKET_BYTES]
         at = _found(bucket, key)
@@ -82,27 +120,16 @@ class SharedStickyStore:
         record = bucket[at + _AT : at + SLOT_BYTES]
         put_at, failed_at, from_failover, length = _RECORD.unpack_from(record)
         whole = record[: _RECORD.size + length]
-        if crc32(whole) != int.from_bytes(bucket[at + KEY_BYTES : at + _AT], "little"):
+        checksum = bucket[at + KEY_BYTES : at + _AT]
+        if crc32(whole) != int.from_bytes(checksum, "little"):
             return None
-        if self._now() - put_at >= self.ttl:
-            return None
-        return StickyChoice(whole[_RECORD.size :].decode("utf-8", "surrogatepass"), from_failover, failed_at)
+        model = whole[_RECORD.size :].decode("utf-8", "surrogatepass")
+        return start + at, key + checksum + whole, put_at, StickyChoice(model, from_failover, failed_at)
 
-    def put(self, key: bytes, choice: StickyChoice) -> None:
-        """Remember a choice and start its time to live anew."""
-        if self.ttl <= 0 or self.max_entries <= 0:
-            return
-        name = choice.model.encode("utf-8", "surrogatepass")
-        if len(name) > MAX_MODEL_BYTES:
-            return
-        record = _RECORD.pack(self._now(), choice.preferred_failed_at, choice.from_failover, len(name)) + name
-        slot = key + crc32(record).to_bytes(4, "little") + record
-        start = self._bucket(key)
-        bucket = self._memory[start : start + _BUCKET_BYTES]
-        at = _found(bucket, key)
-        if at < 0:
-            at = min(range(0, _BUCKET_BYTES, SLOT_BYTES), key=lambda at: _RECORD.unpack_from(bucket, at + _AT)[0])
-        self._memory[start + at : start + at + len(slot)] = slot
+    def _note(self, key: bytes, seen: tuple[int, bytes, float, StickyChoice]) -> None:
+        if len(self._seen) >= self.max_entries:
+            self._seen.clear()
+        self._seen[key] = seen
 
     def _bucket(self, key: bytes) -> int:
         return int.from_bytes(key[:8], "little") % self._buckets * _BUCKET_BYTES

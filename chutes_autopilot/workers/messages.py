@@ -73,6 +73,7 @@ class Begin(Message):
     :param descriptors: of its listening sockets, in the order of ``endpoints``.
     :param sticky: the descriptor of the memory in which all remember clients.
     :param client_key_secret: the same for all.
+    :param shares: whether clients' models and more are shared by Redis; with a secret of the parent's own, nothing is.
     :param not_before: Unix second from which encrypted requests may have been made; None: no limit of its own.
     :param syslog: the prefix of log lines for syslog; None: they go to standard output.
     :param attestation_root: hash of the key of the root that the simulator's evidence is signed with.
@@ -85,6 +86,7 @@ class Begin(Message):
     sticky: int
     sources: Sources
     client_key_secret: bytes
+    shares: bool
     not_before: int | None
     attestation_root: bytes | None
     syslog: str | None

@@ -73,6 +73,7 @@ class Orders:
     endpoints: tuple[str, ...]
     sources: Sources
     client_key_secret: bytes
+    shares: bool
     attestation_root: bytes | None
     syslog: str | None
 
@@ -176,6 +177,7 @@ class ParentService(MultiService):
             sticky,
             orders.sources,
             orders.client_key_secret,
+            orders.shares,
             None if self.sealing is None else self.sealing.not_before,
             orders.attestation_root,
             orders.syslog,

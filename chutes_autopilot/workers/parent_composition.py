@@ -138,7 +138,7 @@ def build_parent(
     lines = ClientConnections(connection_limit(settings.max_connections))
     metrics = build_metrics(reactor, snapshots, connections)
     secret = settings.client_key_secret or secrets.token_bytes(32)
-    orders = Orders(endpoints, for_workers(), secret, attestation_root, syslog)
+    orders = Orders(endpoints, for_workers(), secret, settings.shares and not demo, attestation_root, syslog)
     parent = ParentService(orders, reactor, connections, lines, snapshots, for_workers, settings.shutdown_grace)
     started.setServiceParent(parent)
     binding = Binding(reactor, settings.workers)
