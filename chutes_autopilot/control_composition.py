@@ -16,9 +16,6 @@ from twisted.internet.ssl import platformTrust
 from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.control.refresh import BodyListener, CatalogRefresh, UtilizationRefresh
 from chutes_autopilot.control.snapshots import SnapshotBuilder, SnapshotHolder, readiness
-from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
-from chutes_autopilot.demo.simulator import SimulatedChutes
-from chutes_autopilot.demo.world import SimulatedWorld
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.model_field import base_of
@@ -31,6 +28,7 @@ from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.site import ClientLimits
 
 if TYPE_CHECKING:
+    from chutes_autopilot.demo.service import SimulatedChutesService
     from chutes_autopilot.shared_composition import Sharing
 
 DEMO_FIRST_TOKEN = 0.15
@@ -59,8 +57,13 @@ def trust_root_of(settings: Settings) -> Any:
     return CertificateFile(settings.ssl_cert_file) if settings.ssl_cert_file else platformTrust()
 
 
-def simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChutesService]:
+def simulated(settings: Settings, reactor: Any) -> tuple[Settings, "SimulatedChutesService"]:
     """Settings whose every upstream is a simulated Chutes, and the service that runs it."""
+    # imported where it is used: most of a start's time is imports
+    from chutes_autopilot.demo.service import SimulatedChutesService, listen_simulator
+    from chutes_autopilot.demo.simulator import SimulatedChutes
+    from chutes_autopilot.demo.world import SimulatedWorld
+
     world = SimulatedWorld(reactor.seconds())
     simulator = SimulatedChutes(reactor, first_token=DEMO_FIRST_TOKEN, token_gap=DEMO_TOKEN_GAP, world=world)
     service = SimulatedChutesService(simulator, listen_simulator(reactor, simulator))
@@ -82,7 +85,7 @@ def simulated(settings: Settings, reactor: Any) -> tuple[Settings, SimulatedChut
     return simulated_settings, service
 
 
-def root_of(simulator: SimulatedChutesService, settings: Settings) -> bytes | None:
+def root_of(simulator: "SimulatedChutesService", settings: Settings) -> bytes | None:
     """Hash of the key of the root that the simulator's evidence is signed with; None where nothing is attested."""
     if settings.chutes_attestation == "off":
         return None
