@@ -1,7 +1,7 @@
 """An explorer over small data of its own, asked over connections in memory; its platform answers as a test says."""
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -266,7 +266,7 @@ class Service:
         return answer
 
 
-def mounted(parts: ExplorerParts | None) -> Klein:
+def mounted(parts: ExplorerParts | None, why: Callable[[], ApiError] = switched_off) -> Klein:
     """An app as the service's root is one, with nothing but the explorer."""
     app = Klein()
     app.url_map.strict_slashes = False
@@ -274,7 +274,7 @@ def mounted(parts: ExplorerParts | None) -> Klein:
     app.url_map.redirect_defaults = False
     install_error_answers(app)
     if parts is None:
-        close_explorer(app, switched_off)
+        close_explorer(app, why)
     else:
         mount_explorer(app, parts)
     return app

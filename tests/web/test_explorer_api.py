@@ -4,6 +4,10 @@ import csv
 import gzip
 import io
 import json
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,16 @@ import pytest
 from explorer_service import NOW, SampleViews, Service, ask, mounted, sample_truth, uuid
 from twisted.internet.defer import Deferred, execute
 
+from chutes_autopilot.errors import ApiError
 from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.explorer_live.proxied import ProxyError
 from chutes_autopilot.storage.history import HistoryUnavailable
 from chutes_autopilot.storage.history_rows import MEASURES, CatalogChange, FailoverCount, Point
 from chutes_autopilot.web.explorer.answers import Prepared, PreparedAnswers, has_already
 from chutes_autopilot.web.explorer.errors import ExplorerError
+from chutes_autopilot.web.explorer.places import starting, switched_off
 
+BROWSER = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
 HOSTILE = "<script>alert(1)</script>|=1+1"
 
 
@@ -416,4 +423,29 @@ def test_a_switched_off_explorer_is_404_everywhere(target: str, method: str) -> 
     assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
     assert "EXPLORER_ENABLED" in answer.json["error"]["message"]
     for below in ("/api", "/api/models", "/api/cache/refresh", "/api/x/y"):
-        assert ask(mounted(None), method, below).error == (404, "not found")
+        assert ask(mounted(None), method, below, BROWSER).error == (404, "not found")
+
+
+@pytest.mark.parametrize(
+    ("why", "status", "said", "retry_after", "reloads"),
+    [(switched_off, 404, "EXPLORER_ENABLED=true", None, False), (starting, 503, "is starting", "1", True)],
+)
+def test_a_browser_is_told_by_a_page_why_there_is_no_explorer(
+    why: Callable[[], ApiError], status: int, said: str, retry_after: str | None, reloads: bool
+) -> None:
+    """Complete in itself, kept by nobody, allowed its own style alone; reloaded until the explorer is there."""
+    app = mounted(None, why)
+    for target in ("/", "/live?x=1", "/merge", "/changes"):
+        answer = ask(app, "GET", target, BROWSER)
+        page = answer.body.decode()
+        assert (answer.status, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+        assert said in page
+        assert answer.headers.get("retry-after") == retry_after
+        assert ('http-equiv="refresh" content="1"' in page) == reloads
+        assert (answer.headers["cache-control"], answer.headers["vary"]) == ("no-store", "Accept")
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    allowed = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'sha256-{allowed}'" in answer.headers["content-security-policy"]
+    assert re.findall(r'(?:href|src)="([^"]+)"', page) in (["data:,", "/v1/models"], ["data:,"])
+    for method, target in (("POST", "/"), ("GET", "/static/app.css"), ("GET", "/feed.atom")):
+        assert ask(app, method, target, BROWSER).headers["content-type"] == "application/json"

@@ -6,16 +6,34 @@ from typing import Any
 from klein import Klein
 
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.web.explorer.closed_page import STARTING, SWITCHED_OFF, ClosedPage
 from chutes_autopilot.web.site import GatewayRequest
 
-PLACES = ("/", "/live", "/merge", "/changes", "/static/<path:rest>", "/feed.atom", "/api", "/api/<path:rest>")
+_PAGES = ("/", "/live", "/merge", "/changes")
+PLACES = (*_PAGES, "/static/<path:rest>", "/feed.atom", "/api", "/api/<path:rest>")
+
+
+class Closed(ApiError):
+    """Why there is no explorer.
+
+    :param page: says it to people.
+    """
+
+    def __init__(self, code: str, page: ClosedPage, message: str, **more: Any) -> None:
+        super().__init__(code, message, **more)
+        self.page = page
 
 
 def close_explorer(app: Klein, why: Callable[[], ApiError]) -> None:
-    """Answer every path of the explorer with an error."""
+    """Answer every path of the explorer with an error; to a browser that wants to see one of its pages, as a page."""
 
-    def closed(_request: GatewayRequest, **_segments: str) -> Any:
-        raise why()
+    def closed(request: GatewayRequest, **_segments: str) -> Any:
+        error = why()
+        if isinstance(error, Closed) and _wants_page(request):
+            page = error.page
+            request.answer(error.status, page.body(), b"text/html; charset=utf-8", (*page.headers, *error.headers))
+            return
+        raise error
 
     answer_places(app, closed, PLACES)
 
@@ -26,15 +44,24 @@ def answer_places(app: Klein, answer: Callable[..., Any], places: Sequence[str])
         app.route(path, endpoint=f"place_{number}")(answer)
 
 
+def _wants_page(request: GatewayRequest) -> bool:
+    """Whether a browser asks for a page: it names text/html, which programs that take anything do not."""
+    accepted = (request.getHeader(b"Accept") or b"").lower()
+    return request.method in (b"GET", b"HEAD") and request.path.decode("latin-1") in _PAGES and b"text/html" in accepted
+
+
 def switched_off() -> ApiError:
     """EXPLORER_ENABLED is false."""
-    return ApiError("not_found", "The models explorer is switched off; EXPLORER_ENABLED=true switches it on.")
+    return Closed(
+        "not_found", SWITCHED_OFF, "The models explorer is switched off; EXPLORER_ENABLED=true switches it on."
+    )
 
 
 def starting() -> ApiError:
     """The service has only just begun."""
-    return ApiError(
+    return Closed(
         "not_ready",
+        STARTING,
         "The models explorer is starting: try again in a second.",
         headers=((b"Retry-After", b"1"),),
         error_type="not_ready",
