@@ -170,7 +170,7 @@ def merge_analysis(merged: Merged) -> dict[str, Any]:
 
 def _only_said_by(source: Source, records: Sequence[MergedModel]) -> list[str]:
     """The fields that no other source says anything about."""
-    said: dict[Source, set[str]] = {each: set() for each in SOURCES}
+    said: dict[str, set[str]] = {each: set() for each in SOURCES}
     for record in records:
         for field, origin in record.provenance.items():
             if not origin.inferred and field != ALIASES:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +14,8 @@ from chutes_autopilot.explorer.listing import ListedChute, Listing
 from chutes_autopilot.explorer.loads import Loads
 from chutes_autopilot.explorer.matching import RULES, Fuzzy, Matching, Named, Rule, match
 from chutes_autopilot.explorer.models import ModelList, ModelRecord
+from chutes_autopilot.explorer.provenance import NOTHING_RECORDED, merged_model
 from chutes_autopilot.explorer.provenance import MergedModel as MergedModel
-from chutes_autopilot.explorer.provenance import merged_model
 from chutes_autopilot.explorer.records import CHUTES, UTILIZATION, V1, Invalid, InvalidField, Source
 
 
@@ -143,10 +144,13 @@ def merge(
     utilization: Loads | None,
     *,
     fuzzy: Fuzzy = "suggest",
+    first_recorded: Mapping[str, str] = NOTHING_RECORDED,
 ) -> Merged:
     """Merge what is there; a source that is None is one that was never had. Pure, and may run in a thread.
 
     :param fuzzy: what to do with names that are only alike.
+    :param first_recorded: when the history here begins for each chute, in ISO 8601 by id: since then a model was seen
+        of which the listing does not say when it was made.
     """
     listed = chutes.items if chutes else ()
     models = sorted(v1.items if v1 else (), key=_model_place)
@@ -160,13 +164,14 @@ def merge(
     known_ids = {chute.chute_id for chute in listed} | {model.chute_id for model in models}
     only_loads = [row for row in loads.values() if row.chute_id not in known_ids]
 
+    merged = partial(merged_model, first_recorded=first_recorded)
     records = [
-        merged_model(listed[pair.chutes], models[pair.v1], loads.get(listed[pair.chutes].chute_id), pair.rule)
+        merged(listed[pair.chutes], models[pair.v1], loads.get(listed[pair.chutes].chute_id), pair.rule)
         for pair in found.pairs
     ]
-    records += [merged_model(chute, None, loads.get(chute.chute_id), None) for chute in only_chutes]
-    records += [merged_model(None, model, loads.get(model.chute_id or ""), None) for model in only_models]
-    records += [merged_model(None, None, row, None) for row in only_loads]
+    records += [merged(chute, None, loads.get(chute.chute_id), None) for chute in only_chutes]
+    records += [merged(None, model, loads.get(model.chute_id or ""), None) for model in only_models]
+    records += [merged(None, None, row, None) for row in only_loads]
     records.sort(key=lambda record: _place(record.name, record.chute_id))
 
     given: dict[Source, Listing | ModelList | Loads | None] = {CHUTES: chutes, V1: v1, UTILIZATION: utilization}

@@ -1,7 +1,7 @@
 """One merged record: every field with its value, the source it is from, and what the other sources say."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from attrs import frozen
@@ -33,15 +33,31 @@ _PLAIN: dict[Source, tuple[str, ...]] = {
 
 KIND = "kind"
 ALIASES = "aliases"
+FIRST_SEEN = "first_seen"
 PRICE_UNIT = "price.unit"
 BLENDED = "price.blended"
 
 FIELDS: tuple[str, ...] = tuple(
     dict.fromkeys(
-        ("name", ALIASES, KIND, *_PLAIN[CHUTES], *_PLAIN[V1], *UNITS, PRICE_UNIT, BLENDED, *_PLAIN[UTILIZATION])
+        (
+            "name",
+            ALIASES,
+            KIND,
+            FIRST_SEEN,
+            *_PLAIN[CHUTES],
+            *_PLAIN[V1],
+            *UNITS,
+            PRICE_UNIT,
+            BLENDED,
+            *_PLAIN[UTILIZATION],
+        )
     )
 )
 """Every field that a merged record has, in the order in which they are shown; one that nobody knows is None."""
+
+
+Origin = Source | Literal["history"]
+"""A source, or what was recorded here."""
 
 
 @frozen
@@ -52,7 +68,7 @@ class Provenance:
     :param others: every other source's value, equal or not.
     """
 
-    source: Source
+    source: Origin
     inferred: bool = False
     others: Mapping[Source, Value] = {}
 
@@ -95,8 +111,9 @@ class MergedModel:
         origin = self.provenance.get(field)
         if origin is None or origin.inferred:
             return {}
-        said = {origin.source: self.fields[field], **origin.others}
-        return {source: said[source] for source in SOURCES if source in said}
+        own, others = self.fields[field], origin.others
+        saying = (source for source in SOURCES if source == origin.source or source in others)
+        return {source: own if source == origin.source else others[source] for source in saying}
 
     def as_json(self) -> dict[str, Any]:
         """The record as the API shows it."""
@@ -114,6 +131,7 @@ def _json(value: Value) -> Value:
     return list(value) if isinstance(value, tuple) else value
 
 
+NOTHING_RECORDED: Mapping[str, str] = {}
 _ALONE = {source: Provenance(source) for source in SOURCES}
 
 
@@ -147,7 +165,7 @@ class _Draft:
         self.fields[field] = values.pop(source)
         self.provenance[field] = Provenance(source, others=values) if values else _ALONE[source]
 
-    def infer(self, field: str, value: Value, source: Source) -> None:
+    def infer(self, field: str, value: Value, source: Origin) -> None:
         """Set a field that no source states, unless one does."""
         if value is not None and field not in self.provenance:
             self.fields[field] = value
@@ -165,17 +183,28 @@ def _infer_kind(draft: _Draft, chute: ListedChute | None, model: ModelRecord | N
 
 
 def merged_model(
-    chute: ListedChute | None, model: ModelRecord | None, load: LoadRow | None, rule: Rule | None
+    chute: ListedChute | None,
+    model: ModelRecord | None,
+    load: LoadRow | None,
+    rule: Rule | None,
+    first_recorded: Mapping[str, str] = NOTHING_RECORDED,
 ) -> MergedModel:
-    """One record of what up to three sources say about one model; at least one of them does."""
+    """One record of what up to three sources say about one model; at least one of them does.
+
+    :param first_recorded: see merge.
+    """
     said = {CHUTES: _values(CHUTES, chute), V1: _values(V1, model), UTILIZATION: _values(UTILIZATION, load)}
     sources = tuple(source for source in SOURCES if said[source])
+    ids = (record.chute_id for record in (chute, model, load) if record is not None)
+    chute_id = next((chute_id for chute_id in ids if chute_id is not None), None)
     draft = _Draft(said)
     if chute is not None and chute.template in TEMPLATE_MODALITIES:
         inputs, outputs = TEMPLATE_MODALITIES[chute.template]
         draft.infer("input_modalities", inputs, CHUTES)
         draft.infer("output_modalities", outputs, CHUTES)
     _infer_kind(draft, chute, model)
+    draft.infer(FIRST_SEEN, draft.fields["created_at"], CHUTES)
+    draft.infer(FIRST_SEEN, first_recorded.get(chute_id or ""), "history")
     name = draft.fields["name"]
     names = draft.provenance["name"].others
     draft.fields[ALIASES] = tuple(sorted(set(names.values()) - {name}))
@@ -185,8 +214,6 @@ def merged_model(
     if prices:
         draft.infer(PRICE_UNIT, main_unit(prices), draft.provenance[next(iter(prices))].source)
         draft.infer(BLENDED, blended(prices), draft.provenance[next(iter(prices))].source)
-    ids = (record.chute_id for record in (chute, model, load) if record is not None)
-    chute_id = next((chute_id for chute_id in ids if chute_id is not None), None)
     return MergedModel(
         key=chute_id or f"v1:{name}",
         chute_id=chute_id,

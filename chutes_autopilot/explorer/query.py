@@ -35,7 +35,6 @@ SORT_KEYS: Mapping[str, str] = {
     "instances": "active_instance_count",
     "requests": "total_requests_1h",
     "invocations": "invocation_count",
-    "first_seen": "created_at",
     **{field: field for field in FIELDS if field != "instances"},
 }
 """What may be sorted by, with the field it is; besides some shorter names, every field by its own."""

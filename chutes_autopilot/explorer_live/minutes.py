@@ -1,6 +1,7 @@
 """The history made minute by minute of what is known, and the little of it that pages need at hand."""
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from twisted.application.service import Service
@@ -43,7 +44,6 @@ class MinuteByMinute(Service):
 
     :param now: Unix time, seconds.
     :ivar sparklines: by chute id, see HistoryStore.sparklines; as of the last minute.
-    :ivar first_seen: when each chute was recorded for the first time: Unix time by chute id.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class MinuteByMinute(Service):
         now: Callable[[], float],
     ) -> None:
         self.sparklines: Mapping[str, tuple[float | None, ...]] = {}
-        self.first_seen: Mapping[str, int] = {}
         self._recorder = recorder
         self._store = store
         self._truth = truth
@@ -112,7 +111,8 @@ class MinuteByMinute(Service):
 
     async def _read_back(self) -> None:
         self.sparklines = await self._store.sparklines(self._now())
-        self.first_seen = await self._store.first_seen()
+        first = await self._store.first_seen()
+        self._truth.first_recorded = {chute_id: _iso_seconds(at) for chute_id, at in first.items()}
 
     def _ranked(self, now: float) -> Snapshot | None:
         snapshot = self._snapshots.current
@@ -121,6 +121,10 @@ class MinuteByMinute(Service):
 
     def _changed(self, changes: Sequence[Change]) -> None:
         self._recorder.changed(map(recorded_change, changes))
+
+
+def _iso_seconds(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")  # as the listing's times are read
 
 
 def history_rows(merged: Merged, ranked: Snapshot | None, *, measured: bool) -> tuple[HistoryRow, ...]:

@@ -65,6 +65,7 @@ class Truth(Service):
     :param in_thread: where long merges are done.
     :param now: Unix time, seconds.
     :param file: where what was seen of the models outlives the process; None: each start sees them for the first time.
+    :ivar first_recorded: see `explorer.merge.merge`; counts from the next merge on.
     :ivar current: None before the first source has come.
     :ivar listeners: called with each new state.
     :ivar change_listeners: called with what happened, where something did.
@@ -81,6 +82,7 @@ class Truth(Service):
         self.current: TruthState | None = None
         self.listeners: list[Callable[[TruthState], object]] = []
         self.change_listeners: list[Callable[[Sequence[Change]], object]] = []
+        self.first_recorded: Mapping[str, str] = {}
         self.changes_seen = 0
         """Changes so far, those of `recent` and older ones."""
         self._recent: deque[Change] = deque(maxlen=RECENT_CHANGES)
@@ -154,7 +156,7 @@ class Truth(Service):
         if self.current is not None and all(map(_is, records, self._merged_from)):
             merged = self.current.merged
         else:
-            work = partial(_merged_and_observed, given, self._fuzzy, observed, self._now())
+            work = partial(_merged_and_observed, given, self._fuzzy, observed, self._now(), self.first_recorded)
             size = sum(len(each.items) for each in records if each is not None)
             merged, self._observed, changes = await self._in_thread(work) if size > THREAD_RECORDS else work()
             self._merged_from = records
@@ -189,7 +191,11 @@ def _tell(listeners: Iterable[Callable[[Any], object]], what: Any) -> None:
 
 
 def _merged_and_observed(
-    given: Mapping[Source, SourceSnapshot], fuzzy: Fuzzy, observed: _Observed, at: float
+    given: Mapping[Source, SourceSnapshot],
+    fuzzy: Fuzzy,
+    observed: _Observed,
+    at: float,
+    first_recorded: Mapping[str, str],
 ) -> tuple[Merged, _Observed, tuple[Change, ...]]:
     """Merge, and look for changes where it is time to; runs in a thread."""
     chutes, v1, loads = given[CHUTES].records, given[V1].records, given[UTILIZATION].records
@@ -198,6 +204,7 @@ def _merged_and_observed(
         v1 if isinstance(v1, ModelList) else None,
         loads if isinstance(loads, Loads) else None,
         fuzzy=fuzzy,
+        first_recorded=first_recorded,
     )
     renewed = {
         source

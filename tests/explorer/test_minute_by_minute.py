@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.explorer.changes import Change, FieldChange
+from chutes_autopilot.explorer.provenance import Provenance
 from chutes_autopilot.explorer.records import CHUTES
 from chutes_autopilot.explorer_live.minutes import MAX_AGE, MINUTE, MinuteByMinute, change_of, recorded_change
 from chutes_autopilot.explorer_live.recorder import Recorder
@@ -86,7 +87,9 @@ class World:
         now = self.clock.seconds()
         self.sources.fetched("catalog", CATALOG, now)
         self.sources.fetched("utilization", FEED, now)
-        listing = listing_body(chute_json(1, "a", current_estimated_price=PRICE), chute_json(2, "b"))
+        listing = listing_body(
+            chute_json(1, "a", current_estimated_price=PRICE), chute_json(2, "b", created_at="2026-01-02T03:04:05")
+        )
         Deferred.fromCoroutine(self.sources.take(CHUTES, listing, now))
         ranking = rank(parse_utilization(FEED).rows, parse_catalog(CATALOG))
         self.snapshots.current = Snapshot(1, feed_fetched_at=now, ranking=ranking)
@@ -141,8 +144,18 @@ def test_pages_have_the_lines_and_earlier_changes_at_hand(world: World) -> None:
     world.store.kept = (recorded_change(Change("model.added", 5.0, "k", None, "a")),)
     world.start()
     assert world.minutes.sparklines == {uuid(1): (0.5,)}
-    assert world.minutes.first_seen == {uuid(1): 77}
     assert [change.name for change in world.truth.recent(5)] == ["a"]
+
+
+def test_a_model_that_nobody_dates_is_first_seen_when_it_was_first_recorded(world: World) -> None:
+    """The listing's own date counts where there is one."""
+    world.start()
+    world.arrive()
+    assert world.truth.current is not None
+    seen = {each.chute_id: (each.fields["first_seen"], each.provenance.get("first_seen"))
+            for each in world.truth.current.merged.records}  # fmt: skip
+    assert seen[uuid(1)] == ("1970-01-01T00:01:17Z", Provenance("history", inferred=True))
+    assert seen[uuid(2)] == ("2026-01-02T03:04:05Z", Provenance("chutes", inferred=True))
 
 
 def test_a_history_that_fails_ends_nothing(world: World) -> None:

@@ -53,6 +53,11 @@ def _modalities(row: Row, _load: Sequence[float | None]) -> Html:
     )
 
 
+def _first_seen(row: Row, _load: Sequence[float | None]) -> Html:
+    day = figures.day(row.first_seen)
+    return element("span", day, class_="inferred") if row.recorded_since else day  # nobody says when it was made
+
+
 def _utilization(row: Row, load: Sequence[float | None]) -> Html:
     known = any(value is not None for value in load)
     drawing = figures.sparkline(load) if known else element("span", class_="spark")
@@ -104,7 +109,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("quantization", "Quant", "Quantization", "quantization", lambda row, _: _word(row.quantization)),
     Column("engine", "Engine", "Inference engine", "engine", lambda row, _: _word(row.engine)),
     Column("first_seen", "Since", "First seen", "first_seen",
-           lambda row, _: figures.day(row.first_seen), descending_first=True),
+           _first_seen, descending_first=True),
     Column("owner", "Owner", "Owner", "owner", lambda row, _: _word(row.owner), shown=False),
     Column("template", "Template", "Template", "template", lambda row, _: _word(row.template), shown=False),
     Column("features", "Features", "Features", "features",

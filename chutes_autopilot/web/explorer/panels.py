@@ -10,7 +10,7 @@ from chutes_autopilot.web.explorer.markup import Html, element
 from chutes_autopilot.web.explorer.rows import Row
 from chutes_autopilot.web.explorer.table import conflict_mark, copy_button, hot_mark, tee_mark
 
-_SOURCES = {"chutes": "listing", "v1": "/v1/models", "utilization": "live feed"}
+_SOURCES = {"chutes": "listing", "v1": "/v1/models", "utilization": "live feed", "history": "history here"}
 _RELAYED = ("chat", "vision")
 _CHARTS = (("utilization", "Utilization"), ("instances", "Instances"), ("price", "Price, USD per 1M tokens"))
 _SPANS = (("24h", "24 h"), ("7d", "7 d"), ("90d", "90 d"))

@@ -7,7 +7,7 @@ import attrs
 
 from chutes_autopilot.explorer import prices
 from chutes_autopilot.explorer.merge import MergedModel
-from chutes_autopilot.explorer.provenance import BLENDED
+from chutes_autopilot.explorer.provenance import BLENDED, FIRST_SEEN
 
 
 @attrs.frozen
@@ -16,6 +16,7 @@ class Row:
 
     :param key: what names the record in the page's addresses.
     :param tee_conflict: the sources disagree on it, so it does not count as protected.
+    :param recorded_since: ``first_seen`` is when the history here begins for it; nobody says when it was made.
     :param sold_by: another price with its unit (``step``, ``request``, ``GPU hour``), where tokens are not the unit.
     :param record: all of it, for the panel.
     """
@@ -29,6 +30,7 @@ class Row:
     inputs: tuple[str, ...] | None
     outputs: tuple[str, ...] | None
     modalities_inferred: bool
+    recorded_since: bool
     context_length: float | None
     max_output_length: float | None
     input_price: float | None
@@ -63,7 +65,7 @@ def row_of(record: MergedModel) -> Row:
     fields: Mapping[str, Any] = record.fields
     by_tokens = any(fields[name] is not None for name in prices.TOKEN_PRICES)
     others = ((fields[name], unit) for name, unit in _OTHER_PRICES)
-    modalities = record.provenance.get("output_modalities")
+    modalities, seen = (record.provenance.get(name) for name in ("output_modalities", FIRST_SEEN))
     return Row(
         key=record.key,
         chute_id=record.chute_id,
@@ -74,6 +76,7 @@ def row_of(record: MergedModel) -> Row:
         inputs=fields["input_modalities"],
         outputs=fields["output_modalities"],
         modalities_inferred=modalities is not None and modalities.inferred,
+        recorded_since=seen is not None and seen.source == "history",
         context_length=fields["context_length"],
         max_output_length=fields["max_output_length"],
         input_price=fields[prices.INPUT],
@@ -88,7 +91,7 @@ def row_of(record: MergedModel) -> Row:
         requests=fields["total_requests_1h"],
         quantization=fields["quantization"],
         engine=fields["engine"],
-        first_seen=fields["created_at"],
+        first_seen=fields[FIRST_SEEN],
         template=fields["template"],
         owner=fields["owner"],
         features=fields["features"],
