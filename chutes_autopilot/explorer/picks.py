@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from attrs import evolve, frozen
 
@@ -31,14 +31,18 @@ class Pick:
 class Totals:
     """How the last requests went; those under way and those whose client left count in `requests` only.
 
-    :param at_once: answered by the model that was tried first.
-    :param moved_on: answered by another one.
+    :param at_once: answered by the model that was tried first, at its first try.
+    :param again: by the same model, at a further try.
+    :param moved_on: by another one, after the first had failed.
+    :param hedged: by another one, asked beside the first, which was slow.
     :param failed: answered by nobody.
     """
 
     requests: int = 0
     at_once: int = 0
+    again: int = 0
     moved_on: int = 0
+    hedged: int = 0
     failed: int = 0
 
 
@@ -122,22 +126,47 @@ def _passed_over(why: Reasons) -> str:
 
 
 def _came_of_it(decision: Decision) -> str:
-    failed = sum(1 for attempt in decision.attempts if attempt.failure is not None)
-    after = "after one failure" if failed == 1 else f"after {failed} failures"
-    if decision.outcome is None:
-        if decision.selected is not None:
-            return f"came first; {after} this one answers" if failed else "answers"
-        return f"came first; {after} another is asked" if failed else "is asked"
     if decision.selected is None:
-        left = decision.outcome == "client_gone"
-        return "came first; " + ("the client left" if left else f"none answered: {decision.error}")
-    answered = "answered" if 200 <= decision.status < 300 else f"answered {decision.status}"
-    end = {"cut": ", and the answer was cut", "client_gone": ", and the client left"}.get(decision.outcome, "")
-    return f"came first; {after} this one {answered}{end}" if failed else answered + end
+        if decision.outcome == "client_gone":
+            return "came first; the client left"
+        return _is_tried(decision) if decision.outcome is None else f"came first; none answered: {decision.error}"
+    answered = "answers" if decision.outcome is None else "answered"
+    if not 200 <= decision.status < 300:
+        answered += f" {decision.status}"
+    end = {"cut": ", and the answer was cut", "client_gone": ", and the client left"}.get(decision.outcome or "", "")
+    return _way_to(answered, decision) + end
+
+
+def _way_to(answered: str, decision: Decision) -> str:
+    *others, last = decision.attempts
+    earlier = [attempt for attempt in others if attempt.started <= last.started]
+    if any(attempt.followed == "outrun" for attempt in earlier):
+        return f"came first and was slow; this one, asked beside it, {answered}"
+    if len(earlier) < len(others):
+        return f"{answered}; it was slow, and another was asked beside it in vain"
+    if not earlier:
+        return answered
+    if all(attempt.followed == "again" for attempt in earlier):
+        return f"{answered} at try {len(earlier) + 1}"
+    return f"came first; {_after(earlier)} this one {answered}"
+
+
+def _is_tried(decision: Decision) -> str:
+    failed = [attempt for attempt in decision.attempts if attempt.failure is not None]
+    if not failed:
+        return "is asked"
+    again = all(attempt.followed == "again" for attempt in failed)
+    return f"came first; {_after(failed)} {'it is asked again' if again else 'another is asked'}"
+
+
+def _after(failed: Sequence[AttemptView]) -> str:
+    return "after one failure" if len(failed) == 1 else f"after {len(failed)} failures"
 
 
 def went(attempt: AttemptView) -> str:
     """What came of one attempt, in a word or two."""
+    if attempt.followed == "outrun":
+        return "slower"
     if attempt.failure is not None:
         return attempt.failure.removeprefix("upstream_").replace("_", " ")
     return str(attempt.status) if attempt.status is not None else "under way"

@@ -1,11 +1,14 @@
 """The last requests as the page shows them, made of the records that routing leaves, when somebody looks."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from attrs import define
 
 from chutes_autopilot.explorer.picks import Pick, Totals, without_client
+from chutes_autopilot.observe.record import AttemptRecord
 from chutes_autopilot.policy.decision import RecentDecisions
+from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.explain import Explained
 
 
@@ -35,7 +38,15 @@ class Decided:
     def totals(self) -> Totals:
         """How all that are remembered went."""
         records = [each.record for each in self._decisions.newest(self._decisions.limit)]
-        answered = [len(record.attempts) for record in records if record.selected is not None]
-        at_once = answered.count(1)
+        ways = Counter(_way(record.attempts) for record in records if record.selected is not None)
         refused = sum(1 for record in records if record.selected is None and record.outcome == "refused")
-        return Totals(len(records), at_once, len(answered) - at_once, refused)
+        return Totals(len(records), failed=refused, **ways)
+
+
+def _way(attempts: Sequence[AttemptRecord]) -> str:
+    """How the answer was come by: a name of Totals; the last attempt is the one that answered."""
+    first = min(attempts, key=lambda each: each.started or 0.0)  # one that went on alone is the last, whenever it began
+    tries = [each for each in attempts if each.model == first.model]
+    if attempts[-1].model == first.model:
+        return "at_once" if len(tries) == 1 else "again"
+    return "hedged" if first.failure == HEDGE_LOST else "moved_on"

@@ -9,8 +9,9 @@ from statistics import median
 
 from attrs import define, evolve, field, frozen
 
-from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.health import FleetHealth
+from chutes_autopilot.policy.resilience import HEDGE_LOST
 
 SAMPLES = 64
 """The last times to a first token that count for a model's."""
@@ -29,7 +30,7 @@ class Measured:
     """What was seen of one model since the start.
 
     :param requests: attempts that were sent to it.
-    :param failures: those that failed before the first byte.
+    :param failures: those that failed before the first byte; what was slower than another asked beside it did not.
     :param ttft: median of the last streams' times to the first token, in seconds; None before the first.
     :param ttft_p95: their 95th percentile; None while there are few.
     :param between_events: mean seconds from one event of a stream to the next.
@@ -109,14 +110,18 @@ class Measurements:
             if counts is None:
                 counts = self._models[model] = _Counts()
             counts.requests += 1
-            if attempt.failure is not None:
-                counts.failures += 1
-                after = attempts[place + 1].model if place + 1 < len(attempts) else None
-                self._moved_on(attempt.failed or record.received, model, attempt.failure, after)
+            if attempt.failure is None or attempt.failure == HEDGE_LOST:
+                continue
+            counts.failures += 1
+            after = attempts[place + 1] if place + 1 < len(attempts) else None
+            if after is None or not _goes_on(attempt, after):
+                next_model = None if after is None else self._name(after.model)
+                self._moved_on(attempt.failed or record.received, model, attempt.failure, next_model)
         first_byte = record.first_byte
         if counts is not None and record.stream and first_byte is not None and attempts[-1].failure is None:
-            # an attempt begins when the one before it has failed
-            begun = attempts[-2].failed if len(attempts) > 1 else record.first_attempt
+            begun = attempts[-1].started  # else when the one before it had failed
+            if begun is None:
+                begun = attempts[-2].failed if len(attempts) > 1 else record.first_attempt
             counts.ttfts.append(max(0.0, first_byte - (record.received if begun is None else begun)))
 
     def measured(self) -> dict[str, Measured]:
@@ -154,8 +159,13 @@ class Measurements:
         name = self._listed(model) or OTHERS
         return name if name in self._models or len(self._models) < MAX_MODELS else OTHERS
 
-    def _moved_on(self, at: float, model: str, why: str, after: str | None) -> None:
-        next_model = None if after is None else self._name(after)
+    def _moved_on(self, at: float, model: str, why: str, next_model: str | None) -> None:
         self._failovers.appendleft(Failover(at, model, why, next_model))
         self.failovers_seen += 1
         self._failed_over(model, why, next_model)
+
+
+def _goes_on(attempt: AttemptRecord, after: AttemptRecord) -> bool:
+    """Whether it was no failover: the same model was tried again, or one that was asked before goes on alone."""
+    began_before = after.started is not None and attempt.started is not None and after.started < attempt.started
+    return after.model == attempt.model or began_before

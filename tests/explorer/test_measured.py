@@ -1,5 +1,7 @@
 """What the service itself sees of the models, told by the records of finished requests."""
 
+from itertools import zip_longest
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,22 @@ def test_failovers_are_kept_with_what_took_their_place(seen: Seen) -> None:
     assert seen.measurements.failovers_seen == 2
 
 
+def test_a_failover_is_another_model_in_place_of_one_that_failed(seen: Seen) -> None:
+    """A further try of the same one is none, nor is a hedge, whichever of the two was slower or failed.
+
+    A model that is tried again has failed once; one that was slower has not. Its first token is counted from its own
+    beginning, and not from the pause before.
+    """
+    again = AttemptRecord("a", 200, started=106.0)
+    slower = AttemptRecord("b", failure="hedge_lost", failed=104.0, started=103.0)
+    beside = AttemptRecord("c", 503, "upstream_503", 104.0, started=103.0)
+    seen.finished(record(failed("a", 101.0), again, first_byte=107.0))
+    seen.finished(record(slower, AttemptRecord("a", 200, started=100.5), first_byte=104.5))
+    seen.finished(record(beside, AttemptRecord("a", 200, started=100.5), first_byte=103.5))
+    assert seen.measurements.measured() == {"a": Measured(4, 1, 3.0), "b": Measured(1), "c": Measured(1, 1)}
+    assert seen.measurements.failovers() == ()
+
+
 def test_what_clients_make_up_is_shown_under_no_name(seen: Seen) -> None:
     """A model that is not listed counts with all others of its kind."""
     seen.finished(record(failed("my secret project", 101.0), answered("x" * 300)))
@@ -118,11 +136,13 @@ def test_memory_is_bounded() -> None:
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.booleans()), max_size=4), max_size=20))
 def test_every_attempt_counts_once(requests: list[list[tuple[str, bool]]]) -> None:
-    """Requests and failures add up to those of the records, whatever they are."""
+    """Requests, failures and failovers add up to those of the records, whatever they are."""
     seen = Seen()
     for attempts in requests:
         seen.finished(record(*(failed(m, 101.0) if bad else answered(m) for m, bad in attempts)))
     measured = seen.measurements.measured().values()
     assert sum(each.requests for each in measured) == sum(map(len, requests))
     assert sum(each.failures for each in measured) == sum(bad for attempts in requests for _, bad in attempts)
-    assert seen.measurements.failovers_seen == len(seen.handed_on) == sum(each.failures for each in measured)
+    followed = [pair for attempts in requests for pair in zip_longest(attempts, attempts[1:])]
+    moved_on = sum(bad for (model, bad), after in followed if after is None or after[0] != model)
+    assert seen.measurements.failovers_seen == len(seen.handed_on) == moved_on

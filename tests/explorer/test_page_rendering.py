@@ -413,11 +413,25 @@ def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
         "request-1", 60.0, True, "standard", why, attempts, "acme/Beta", 200, 0.75, 1.5, None, "complete"
     )
     refused = Decision("request-2", 61.0, True, "standard", None, error="unknown_model", outcome="refused")
+    tried = (
+        AttemptView("acme/Beta", 1.5, 2.0, None, "hedge_lost", "outrun"),
+        AttemptView("acme/Alpha", 0.0, 0.25, 500, "upstream_server_error", "again", waited=0.5),
+        AttemptView("acme/Alpha", 0.75, 2.0, 200, None, "committed"),
+    )
+    hedged = Decision("request-3", 62.0, True, "resilient", None, tried)
     page = PageService(
-        picks=lambda limit: (Pick(8, refused), Pick(7, answered)), totals=lambda: Totals(500, 490, 6, 1)
+        picks=lambda limit: (Pick(9, hedged), Pick(8, refused), Pick(7, answered)),
+        totals=lambda: Totals(500, 480, again=4, moved_on=6, hedged=2, failed=1),
     ).page("/live")
-    assert page.one("h2", id="picks-title").text == "Picks last 500: 490 at once, 6 after a failover, 1 failed"
-    newer, older = page.one("ol", id="picks").children
+    assert page.one("h2", id="picks-title").text == (
+        "Picks last 500: 480 at once, 6 after a failover, 4 at a further try, 2 by a hedge, 1 failed"
+    )
+    newest, newer, older = page.one("ol", id="picks").children
+    assert [each.text for each in newest.one("ul", class_="attempts").children] == [
+        "acme/Alpha server error 0.25 s then a pause of 0.50 s",
+        "acme/Alpha 200",
+        "acme/Beta slower 0.50 s",
+    ]
     assert newer.text == "00:01:01 nobody – Refused before a model was chosen: unknown_model."  # noqa: RUF001
     assert (older.attributes["id"], older.one("time").text) == ("pick-7", "00:01:00")
     assert [each.text for each in older.find("p")] == [

@@ -11,6 +11,7 @@ from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, RecentDecisions
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.policy.reasons import Reasons, reasons
+from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.explain import Explained
 
 RANKING = tuple(
@@ -18,6 +19,8 @@ RANKING = tuple(
 )
 FAILED = AttemptView("a", 0.0, 0.1, 503, "upstream_503", "next", sent="a:secret")
 ANSWERED = AttemptView("b", 0.1, 0.4, 200, None, "committed")
+AGAIN = AttemptView("b", 0.0, 0.1, 500, "upstream_server_error", "again", waited=0.05)
+SLOW, NONE_FASTER = (AttemptView(name, at, 0.4, None, "hedge_lost", "outrun") for name, at in (("a", 0.0), ("c", 0.3)))
 
 
 def why(**changed: Any) -> Reasons:
@@ -61,6 +64,20 @@ def decided(reasons: Reasons | None, **changed: Any) -> Decision:
         (
             decided(why(), attempts=(FAILED, FAILED, ANSWERED), outcome="cut"),
             "Number 1 of the ranking came first; after 2 failures this one answered, and the answer was cut.",
+        ),
+        (decided(why(), attempts=(AGAIN, ANSWERED)), "Number 1 of the ranking answered at try 2."),
+        (
+            decided(why(), attempts=(SLOW, ANSWERED)),
+            "Number 1 of the ranking came first and was slow; this one, asked beside it, answered.",
+        ),
+        (
+            decided(why(), attempts=(NONE_FASTER, ANSWERED)),
+            "Number 1 of the ranking answered; it was slow, and another was asked beside it in vain.",
+        ),
+        (
+            decided(why(), attempts=(AGAIN, attrs.evolve(AGAIN, failure=None, followed=None)), selected=None,
+                    outcome=None),
+            "Number 1 of the ranking came first; after one failure it is asked again.",
         ),
         (
             decided(why(), attempts=(FAILED,), selected=None, outcome="refused", error="upstream_503"),
@@ -128,4 +145,10 @@ def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
     keep(5, outcome=None)
     assert [(pick.number, pick.decision.received) for pick in seen.picks(2)] == [(5, 5.0), (4, 4.0)]
     assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1)
+    b, slow = AttemptRecord("b", 200, started=3.0), AttemptRecord("a", None, HEDGE_LOST, 4.0, started=2.0)
+    keep(6, failed, AttemptRecord("a", 200), selected="a")
+    keep(7, slow, b, selected="b")
+    keep(8, AttemptRecord("c", None, HEDGE_LOST, 4.0, started=3.5), b, selected="b")
+    keep(9, failed, failed, b, selected="b")
+    assert seen.totals() == Totals(requests=4, at_once=1, again=1, moved_on=1, hedged=1)
     assert attrs.asdict(seen.picks(9)[-1].decision)["selected"] == "a"
