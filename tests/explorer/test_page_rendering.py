@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+import attrs
 import pytest
 from page_service import CHUTES, FRESH, LOADS, MODELS, Node, PageService, chute, load, merged, model, snapshot, uuid
 
@@ -352,6 +353,16 @@ def test_many_models_come_in_pages() -> None:
     assert page.one("nav", class_="pager").text == "Previous 4–6 of 7 Next"  # noqa: RUF001
     assert page.one("a", id="next").attributes["href"] == "/?q=m&sort=name&limit=3&offset=6"
     assert page.one("a", id="previous").attributes["href"] == "/?q=m&sort=name&limit=3"
+
+
+def test_the_age_on_the_live_tab_is_that_of_the_routers_own_ranking() -> None:
+    """The other tabs show what was merged, which may be some seconds older."""
+    service = PageService(ranking=lambda: attrs.evolve(snapshot(), feed_fetched_at=97.0))
+    service.clock.advance(100)
+    live = service.page("/live")
+    assert live.one("p", class_="indicator").one("span", class_="dim").text == "2 candidates, snapshot 7, 3 s old"
+    assert [page.one("ul", id="freshness").find("li")[2].one("span", class_="age").text
+            for page in (live, service.page("/merge"))] == ["3 s", "4 s"]  # fmt: skip
 
 
 def test_the_live_tab_says_why_each_stands_where_it_does() -> None:

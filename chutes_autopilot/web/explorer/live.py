@@ -29,12 +29,14 @@ def live_tab(
     totals: Totals,
     *,
     snapshot: int,
+    age: float | None,
     streams: bool,
 ) -> Html:
     """Everything of the tab.
 
     :param others: the models that are no candidates.
     :param snapshot: the id of the router's snapshot, the same that decisions name.
+    :param age: seconds since the feed came that the ranking was made of.
     :param streams: whether updates come by themselves.
     """
     return element(
@@ -44,7 +46,7 @@ def live_tab(
             element(
                 "header",
                 element("h1", "Live ranking", id="live-title"),
-                _indicator(streams, snapshot, len(ranking)),
+                _indicator(streams, snapshot, len(ranking), age),
             ),
             _ranking(ranking, others, measured) if ranking else _no_candidates(),
             class_="ranking",
@@ -68,12 +70,17 @@ def live_tab(
     )
 
 
-def _indicator(streams: bool, snapshot: int, count: int) -> Html:
+def _indicator(streams: bool, snapshot: int, count: int, age: float | None) -> Html:
     return element(
         "p",
         element("span", class_=f"dot {'loading' if streams else 'disabled'}", id="stream-dot", aria_hidden="true"),
         element("span", "not connected" if streams else "updates are off", id="stream-state"),
-        element("span", f"{count} candidates, snapshot {snapshot}", class_="dim"),
+        element(
+            "span",
+            f"{count} candidates, snapshot {snapshot}, ",
+            "no feed yet" if age is None else (element("span", figures.age(age), data_age=f"{age:.0f}"), " old"),
+            class_="dim",
+        ),
         element("a", "Picks", href="#picks-title", class_="further"),
         element("a", "Failovers", href="#failovers-title", class_="further"),
         element("button", "Pause", type="button", id="pause", class_="scripted", aria_pressed="false")

@@ -14,6 +14,7 @@ from chutes_autopilot.explorer.merge import Merged
 from chutes_autopilot.explorer.picks import Pick, Totals
 from chutes_autopilot.explorer.query import BadQuery
 from chutes_autopilot.explorer.reasons import sentence
+from chutes_autopilot.explorer.records import UTILIZATION
 from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.web.explorer import states
@@ -129,9 +130,20 @@ class ExplorerPages:
         send(request, prepared, (REVALIDATED, *_HEADERS))
 
     def _frame(
-        self, tab: str, content: Html, *, said: str, title: str, marks: str | None = None, status: int = 200
+        self,
+        tab: str,
+        content: Html,
+        *,
+        said: str,
+        title: str,
+        marks: str | None = None,
+        status: int = 200,
+        feed_age: float | None = None,
     ) -> tuple[bytes, int]:
+        """:param feed_age: of the live feed, where the page shows the router's reading of it and not the merged one."""
         sources = self.freshness()
+        if feed_age is not None:
+            sources = [attrs.evolve(each, age=feed_age) if each.source == UTILIZATION else each for each in sources]
         warned = () if self.truth() is None else sources  # the page itself says it where there is nothing else
         frame = Frame(self.files, self.simulated)
         page = frame.page(tab, content, sources=sources, warned=warned, said=said, title=title, marks=marks)
@@ -202,6 +214,7 @@ class ExplorerPages:
 
     def _live(self, address: Address) -> tuple[bytes, int]:
         snapshot = self.ranking()
+        age = snapshot.feed_age(self.now())
         content = live_tab(
             snapshot.ranking,
             excluded(snapshot.ranking, snapshot.catalog, self.truth()),
@@ -210,10 +223,11 @@ class ExplorerPages:
             self.picks(SHOWN),
             self.totals(),
             snapshot=snapshot.id,
+            age=age,
             streams=self.streams,
         )
         said = f"Snapshot {snapshot.id}: {len(snapshot.ranking)} candidates"
-        return self._frame("/live", content, said=said, title="Live", marks="app")
+        return self._frame("/live", content, said=said, title="Live", marks="app", feed_age=age)
 
     def _merge(self, address: Address) -> tuple[bytes, int]:
         truth = self.truth()
