@@ -35,7 +35,7 @@ class Totals:
     :param again: by the same model, at a further try.
     :param moved_on: by another one, after the first had failed.
     :param hedged: by another one, asked beside the first, which was slow.
-    :param failed: answered by nobody.
+    :param failed: answered by nobody, or with a server's error.
     """
 
     requests: int = 0
@@ -168,5 +168,10 @@ def went(attempt: AttemptView) -> str:
     if attempt.followed == "outrun":
         return "slower"
     if attempt.failure is not None:
-        return attempt.failure.removeprefix("upstream_").replace("_", " ")
+        return in_words(attempt.failure)
     return str(attempt.status) if attempt.status is not None else "under way"
+
+
+def in_words(reason: str) -> str:
+    """A reason why an attempt failed, as people read it."""
+    return reason.removeprefix("upstream_").replace("_", " ")

@@ -1,12 +1,12 @@
 """The last requests as the page shows them, made of the records that routing leaves, when somebody looks."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from attrs import define
 
 from chutes_autopilot.explorer.picks import Pick, Totals, without_client
-from chutes_autopilot.observe.record import AttemptRecord
+from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.explain import Explained
@@ -38,13 +38,17 @@ class Decided:
     def totals(self) -> Totals:
         """How all that are remembered went."""
         records = [each.record for each in self._decisions.newest(self._decisions.limit)]
-        ways = Counter(_way(record.attempts) for record in records if record.selected is not None)
-        refused = sum(1 for record in records if record.selected is None and record.outcome == "refused")
-        return Totals(len(records), failed=refused, **ways)
+        ways = Counter(filter(None, map(_way, records)))
+        return Totals(len(records), **ways)
 
 
-def _way(attempts: Sequence[AttemptRecord]) -> str:
+def _way(record: RequestRecord) -> str | None:
     """How the answer was come by: a name of Totals; the last attempt is the one that answered."""
+    if record.status >= 500 or (record.selected is None and record.outcome == "refused"):
+        return "failed"
+    if record.selected is None:
+        return None
+    attempts = record.attempts
     first = min(attempts, key=lambda each: each.started or 0.0)  # one that went on alone is the last, whenever it began
     tries = [each for each in attempts if each.model == first.model]
     if attempts[-1].model == first.model:

@@ -148,7 +148,9 @@ def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
     b, slow = AttemptRecord("b", 200, started=3.0), AttemptRecord("a", None, HEDGE_LOST, 4.0, started=2.0)
     keep(6, failed, AttemptRecord("a", 200), selected="a")
     keep(7, slow, b, selected="b")
+    assert seen.totals() == Totals(requests=4, again=1, hedged=1, failed=1)
     keep(8, AttemptRecord("c", None, HEDGE_LOST, 4.0, started=3.5), b, selected="b")
     keep(9, failed, failed, b, selected="b")
-    assert seen.totals() == Totals(requests=4, at_once=1, again=1, moved_on=1, hedged=1)
-    assert attrs.asdict(seen.picks(9)[-1].decision)["selected"] == "a"
+    keep(10, failed, AttemptRecord("b", 503), selected="b", status=503)
+    assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, hedged=1, failed=1)
+    assert attrs.asdict(seen.picks(9)[-1].decision)["selected"] == "b"

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from chutes_autopilot.explorer.eligibility import EXPLANATIONS, Excluded
-from chutes_autopilot.explorer.picks import Pick, Totals
+from chutes_autopilot.explorer.picks import Pick, Totals, in_words
 from chutes_autopilot.explorer.reasons import ScoreParts, score_parts, sentence
 from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.policy.ranking import Ranked
@@ -269,7 +269,7 @@ def _failovers(failovers: Sequence[Failover]) -> Html:
                 "li",
                 figures.clock(failover.at),
                 element("span", failover.model, class_="from", title=failover.model),
-                element("span", failover.why, class_="mark warn"),
+                element("span", in_words(failover.why), class_="mark warn"),
                 element("span", f"→ {failover.next_model}", class_="next", title=failover.next_model)
                 if failover.next_model
                 else element("span", "no candidate left", class_="limited"),
