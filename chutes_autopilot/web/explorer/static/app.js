@@ -108,9 +108,8 @@ async function read(address, signal) {
   const answer = await fetch(address, { signal, headers: { Accept: "text/html" } });
   const text = await answer.text();
   if (!answer.headers.get("Content-Type")?.startsWith("text/html")) throw new Error(`HTTP ${answer.status}`);
-  const page = new DOMParser().parseFromString(text, "text/html");
-  if (!page.getElementById("main")) throw new Error(page.title); // the service starts anew, or without the explorer
-  return page;
+  if (!text.includes('<main id="main"')) throw new Error(`HTTP ${answer.status}`); // there is no explorer any more, or not yet
+  return new DOMParser().parseFromString(text, "text/html");
 }
 
 async function show(address, { push = true, quiet = false } = {}) {
