@@ -27,6 +27,7 @@ An error inside a 200 is judged like an error answer, and committed to where tha
 """
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Literal
 
 import attrs
@@ -195,8 +196,18 @@ def begin(
     return Resilient(state, rules, max_attempts, {m: tokens for m, tokens in known if tokens is not None}), first
 
 
-def step(state: Resilient, event: Happening) -> Step:
-    """The next state, what to do, and why the current attempt failed (one of REASONS, or the attempt's own)."""
+def step(state: Resilient, event: Happening, left: float = inf) -> Step:
+    """The next state, what to do, and why the current attempt failed (one of REASONS, or the attempt's own).
+
+    :param left: seconds the request has; a wait that might outlast them is not begun.
+    """
+    taken = _step(state, event)
+    if isinstance(taken[1], Wait) and taken[1].longest >= left:
+        return _step(attrs.evolve(state, retries=state.rules.same_model_retries, waited=True), event)
+    return taken
+
+
+def _step(state: Resilient, event: Happening) -> Step:
     rules, inner = state.rules, state.failover
     match event:
         case ErrorAnswer():

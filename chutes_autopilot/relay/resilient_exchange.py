@@ -2,6 +2,7 @@
 one."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Protocol
 
 import attrs
@@ -146,9 +147,12 @@ class ResilientExchange(Exchange):
             self._failed_unexpectedly()
 
     def _step(self, event: Event | Judged) -> tuple[Command | Wait, str | None]:
-        state, command, failure = step(self._resilient, event)
+        state, command, failure = step(self._resilient, event, self._seconds_left())
         self._become(state)
         return command, failure
+
+    def _seconds_left(self) -> float:
+        return inf if self._deadline is None else self._deadline.expires - self._relay.clock.seconds()
 
     def _become(self, state: Resilient) -> None:
         # the exchange's own state stays what it says: whoever goes on after the commit finds there who is left

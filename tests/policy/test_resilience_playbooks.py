@@ -13,6 +13,7 @@ from chutes_autopilot.policy import failover
 from chutes_autopilot.policy.failover import (
     Answer,
     AwaitBody,
+    Command,
     Commit,
     ConnectFailed,
     DeadlinePassed,
@@ -210,6 +211,24 @@ def test_a_full_model_has_one_more_try(event: ErrorAnswer, wait: tuple[float, fl
 def test_a_full_model_that_says_much_later_gives_way_at_once() -> None:
     """RETRY_AFTER_MAX_MS bounds the wait."""
     assert play(start("a", "b")[0], limited("capacity", 5.1))[1] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("event", "least", "at_last"),
+    [
+        (limited("capacity", 5.0), 5.0, PassBack()),
+        (limited("unknown", 2.0), 2.0, PassBack()),
+        (limited("engine"), 0.8, PassBack()),
+        (Head(502), 0.8, PassBack()),
+        (error("server_error", 200), 0.8, Commit()),
+    ],
+)
+def test_no_wait_is_begun_that_might_outlast_the_request(event: Happening, least: float, at_last: Command) -> None:
+    """The next is asked at once, and what the last one said is the answer."""
+    assert isinstance(step(start("a", "b")[0], event, least + 0.1)[1], Wait)
+    following = step(start("a", "b")[0], event, least)[1]
+    assert isinstance(following, Try)
+    assert (following.model, step(start("a")[0], event, least)[1]) == ("b", at_last)
 
 
 @pytest.mark.parametrize(

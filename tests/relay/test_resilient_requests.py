@@ -301,13 +301,30 @@ def test_a_client_that_leaves_ends_a_wait() -> None:
     assert (kept.decision().missing(), kept.decision().attempts[0].followed) == ((), "client_left")
 
 
-def test_the_request_deadline_ends_a_wait() -> None:
-    """All tries and waits count."""
-    bench = Bench()
+def test_a_wait_that_the_request_has_no_time_for_is_not_begun() -> None:
+    """The next model is asked at once, and the last one's 429 is passed on, where a wait would end with a 504."""
+    bench = Bench(max_attempts=3)
     bench.ask()
     bench.wait(598.0)
-    bench.last.answers(429, CAPACITY, *JSON, (b"Retry-After", b"4"))
-    assert bench.wait(600.0) == ["a/A"]
+    bench.last.answers(429, CAPACITY, *JSON, (b"Retry-After", b"2"))
+    assert bench.models == ["a/A", "b/B"]
+    bench.last.answers(429, CAPACITY, *JSON, (b"Retry-After", b"1"))
+    assert bench.wait(1.0) == ["a/A", "b/B", "b/B"]
+    bench.last.answers(429, CAPACITY)
+    assert (bench.error, bench.downstream.body) == (None, CAPACITY)
+    bench.ask("a/A")
+    bench.wait(599.5)
+    bench.last.answers(429, CAPACITY)
+    assert (bench.models, bench.downstream.body) == (["a/A"], CAPACITY)
+
+
+def test_the_request_deadline_ends_what_a_wait_has_led_to() -> None:
+    """All tries and waits count."""
+    bench = Bench()
+    bench.ask("a/A")
+    bench.wait(598.0)
+    bench.last.answers(429, CAPACITY, *JSON, (b"Retry-After", b"1"))
+    assert bench.wait(2.0) == ["a/A"] * 2
     assert bench.error is not None
     assert bench.error.code == "deadline_exceeded"
 
