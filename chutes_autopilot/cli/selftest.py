@@ -12,7 +12,6 @@ from twisted.internet.task import react
 
 from chutes_autopilot import __version__
 from chutes_autopilot.cli.environment import ENV_FILE_HELP, command_parser, settings_from
-from chutes_autopilot.doctor.machine import effective_settings
 from chutes_autopilot.selftest.bench import Bench, NotReady
 from chutes_autopilot.selftest.grades import Grade
 from chutes_autopilot.selftest.rehearsal import LONGEST_WAIT, replaced
@@ -70,8 +69,7 @@ async def _play(settings: Settings, options: argparse.Namespace, reactor: Any) -
         raise SystemExit(1) from None
     finally:
         await bench.stop()
-    profile = effective_settings(settings).get("AUTOPILOT_PROFILE", "standard")
-    report = (scores, profile, replaced(settings, bench.in_force), reactor.seconds() - began)
+    report = (scores, settings.autopilot_profile, replaced(settings, bench.in_force), reactor.seconds() - began)
     if options.json:
         print(json.dumps({"version": __version__, **as_json(*report)}, indent=2), flush=True)
     else:

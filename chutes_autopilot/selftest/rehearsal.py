@@ -11,6 +11,8 @@ GRACE = 1.0
 _SHORTENED = (
     "upstream_header_timeout",
     "upstream_first_body_byte_timeout",
+    "first_event_timeout",
+    "retry_after_max",
     "stream_idle_timeout",
     "sticky_failback",
     "cooldown",
@@ -21,7 +23,8 @@ _SHORTENED = (
 def rehearsed(settings: Settings, upstream: str, longest_wait: float) -> Settings:
     """Settings under which nothing but the misbehaving upstream is called, and nothing outside the process is changed.
 
-    The gateway that may be running meanwhile shares neither sockets nor files nor Redis with this one.
+    The gateway that may be running meanwhile shares neither sockets nor files nor Redis with this one, and no collector
+    hears of it; webhooks are the explorer's, and files of the cache its own and the Chutes route's.
 
     :param upstream: base URL of the simulator.
     :param longest_wait: seconds; longer waiting times become this.
@@ -40,6 +43,7 @@ def rehearsed(settings: Settings, upstream: str, longest_wait: float) -> Setting
         redis_url=None,
         chutes_enabled=False,
         explorer_enabled=False,
+        tracing_enabled=False,
         **waits,
     )
 

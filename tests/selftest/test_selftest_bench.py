@@ -32,6 +32,7 @@ def test_only_what_must_be_replaced_is() -> None:
         UPSTREAM_HEADER_TIMEOUT_MS="700",
         MAX_FAILOVER_ATTEMPTS="2",
         CHUTES_ENABLED="true",
+        TRACING_ENABLED="true",
     )
     after = rehearsed(before, UPSTREAM, 1.5)
     changes: Mapping[str, tuple[str, str]] = replaced(before, after)
@@ -41,6 +42,8 @@ def test_only_what_must_be_replaced_is() -> None:
         "BACKEND_BASE_URL": UPSTREAM,
         "UTILIZATION_URL": f"{UPSTREAM}/chutes/utilization",
         "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS": "1500",
+        "FIRST_EVENT_TIMEOUT_MS": "1500",
+        "RETRY_AFTER_MAX_MS": "1500",
         "STREAM_IDLE_TIMEOUT_MS": "1500",
         "STICKY_FAILBACK_MS": "1500",
         "COOLDOWN_MS": "1500",
@@ -49,6 +52,7 @@ def test_only_what_must_be_replaced_is() -> None:
         "REDIS_URL": "",
         "CHUTES_ENABLED": "false",
         "EXPLORER_ENABLED": "false",
+        "TRACING_ENABLED": "false",
     }
     assert "hunter2" not in repr(changes)
 
