@@ -29,7 +29,7 @@ OTHERS = "(others)"
 class Measured:
     """What was seen of one model since the start.
 
-    :param requests: attempts that were sent to it.
+    :param requests: attempts that were sent to it, also to go on with another one's stream.
     :param failures: those that failed before the first byte; what was slower than another asked beside it did not.
     :param ttft: median of the last streams' times to the first token, in seconds; None before the first.
     :param ttft_p95: their 95th percentile; None while there are few.
@@ -103,26 +103,25 @@ class Measurements:
         if not attempts:
             return
         self.version += 1
-        counts = None
-        for place, attempt in enumerate(attempts):
+        tried = [*attempts, *record.continuations] if record.continuations else attempts
+        for place, attempt in enumerate(tried):
             model = self._name(attempt.model)
-            counts = self._models.get(model)
-            if counts is None:
-                counts = self._models[model] = _Counts()
+            counts = self._counts(model)
             counts.requests += 1
             if attempt.failure is None or attempt.failure == HEDGE_LOST:
                 continue
             counts.failures += 1
-            after = attempts[place + 1] if place + 1 < len(attempts) else None
+            after = tried[place + 1] if place + 1 < len(tried) else None
             if after is None or not _goes_on(attempt, after):
                 next_model = None if after is None else self._name(after.model)
                 self._moved_on(attempt.failed or record.received, model, attempt.failure, next_model)
-        first_byte = record.first_byte
-        if counts is not None and record.stream and first_byte is not None and attempts[-1].failure is None:
-            begun = attempts[-1].started  # else when the one before it had failed
+        first_byte, last = record.first_byte, attempts[-1]
+        if record.stream and first_byte is not None and last.failure is None:
+            begun = last.started  # else when the one before it had failed
             if begun is None:
                 begun = attempts[-2].failed if len(attempts) > 1 else record.first_attempt
-            counts.ttfts.append(max(0.0, first_byte - (record.received if begun is None else begun)))
+            ttft = first_byte - (record.received if begun is None else begun)
+            self._counts(self._name(last.model)).ttfts.append(max(0.0, ttft))
 
     def measured(self) -> dict[str, Measured]:
         """What was seen of each model, by its name."""
@@ -152,6 +151,12 @@ class Measurements:
     def failovers(self) -> tuple[Failover, ...]:
         """The last failovers, the newest first."""
         return tuple(self._failovers)
+
+    def _counts(self, model: str) -> _Counts:
+        counts = self._models.get(model)
+        if counts is None:
+            counts = self._models[model] = _Counts()
+        return counts
 
     def _name(self, model: str) -> str:
         if model in self._models:

@@ -107,6 +107,15 @@ def test_a_failover_is_another_model_in_place_of_one_that_failed(seen: Seen) -> 
     assert seen.measurements.failovers() == ()
 
 
+def test_attempts_to_go_on_with_a_stream_count_too(seen: Seen) -> None:
+    """For the models that were asked; the time to the first token is that of the stream's first model."""
+    broken = record(answered("a"), first_byte=101.0)
+    broken.continuations = (failed("b", 105.0), answered("c"))
+    seen.finished(broken)
+    assert seen.measurements.measured() == {"a": Measured(1, 0, 0.5), "b": Measured(1, 1), "c": Measured(1)}
+    assert seen.handed_on == [("b", "upstream_503", "c")]
+
+
 def test_what_clients_make_up_is_shown_under_no_name(seen: Seen) -> None:
     """A model that is not listed counts with all others of its kind."""
     seen.finished(record(failed("my secret project", 101.0), answered("x" * 300)))
