@@ -15,15 +15,20 @@ The next candidate gets a Prefill, or a Restart where no text had been sent. Whe
 allowed: GiveUp. So a client gets the text of two models at most.
 """
 
+from types import MappingProxyType
 from typing import Literal
 
 import attrs
+
+from chutes_autopilot.policy.failover import STATUS_503
+from chutes_autopilot.policy.resilience import RATE_LIMITED, SERVER_ERROR
 
 REFUSED = "continuation_refused"
 UNLIKE = "continuation_unlike"
 """Why an attempt to continue failed, beside the reasons of failover and of cut streams; used as metric labels."""
 
 TOO_MANY_REQUESTS = 429
+_REASONS = MappingProxyType({TOO_MANY_REQUESTS: RATE_LIMITED, 503: STATUS_503})
 
 
 @attrs.frozen
@@ -127,6 +132,15 @@ def _next(state: Continuation) -> tuple[Continuation, Command]:
     return state, Prefill(model) if state.has_text else Restart(model)
 
 
-def declines(status: int) -> bool:
-    """Whether a status says that the request, and not the model, is at fault."""
-    return 400 <= status < 500 and status != TOO_MANY_REQUESTS
+def useless(status: int, *, banned: bool) -> tuple[str, Declined | Failed]:
+    """Why an answer that is no stream cannot go on with one, and what follows.
+
+    A 4xx speaks of the request, 429 and 5xx of the model.
+
+    :param banned: it is the ban page, which further calls make worse.
+    """
+    if status < 400:
+        return UNLIKE, Failed()
+    if status < 500 and status != TOO_MANY_REQUESTS:
+        return REFUSED, Declined()
+    return _REASONS.get(status, SERVER_ERROR), Failed(retry=not banned)

@@ -1,16 +1,13 @@
 """A pipe that has another model go on where a stream broke off."""
 
 from collections.abc import Callable
-from types import MappingProxyType
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe.record import Outcome
-from chutes_autopilot.policy import resilience
 from chutes_autopilot.policy.continuation import (
-    REFUSED,
     UNLIKE,
     Command,
     Continuation,
@@ -22,19 +19,11 @@ from chutes_autopilot.policy.continuation import (
     Relay,
     Restart,
     begin,
-    declines,
     step,
+    useless,
 )
-from chutes_autopilot.policy.failover import (
-    STATUS_503,
-    ConnectFailed,
-    DeadlinePassed,
-    Lost,
-    Refused,
-    failure_reason,
-)
+from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused, failure_reason
 from chutes_autopilot.policy.rate_limits import read_rate_limit
-from chutes_autopilot.policy.resilience import SERVER_ERROR
 from chutes_autopilot.relay.continuations import Continuations
 from chutes_autopilot.relay.pipe import IDLE, RATE_LIMITED, TRUNCATED, Pace, Pipe
 from chutes_autopilot.relay.watch import Patience
@@ -44,11 +33,8 @@ from chutes_autopilot.wire.splice import Splice
 from chutes_autopilot.wire.sse import StreamGuard, is_plain_event_stream
 from chutes_autopilot.wire.stream_text import MAX_EVENT_BYTES, StreamText, whole_events
 
-CLIENT_ERROR, UNAVAILABLE = 400, 503
-
 FAULTY = "upstream_stream_error"
 """Why a stream was continued, or cut, that did not end by itself."""
-_STATUS_REASONS = MappingProxyType({RATE_LIMITED: resilience.RATE_LIMITED, UNAVAILABLE: STATUS_503})
 
 
 @implementer(IAttemptObserver, IPushProducer)
@@ -94,13 +80,8 @@ class ContinuingPipe(Pipe):
             self._attempt.pause()
         if is_plain_event_stream(head.status, head.index):
             return
-        if declines(head.status):
-            self._failed(REFUSED, Declined())
-        elif head.status < CLIENT_ERROR:
-            self._failed(UNLIKE, Failed())
-        else:
-            banned = head.status == RATE_LIMITED and read_rate_limit(head.index, b"", 0.0).kind == "edge"
-            self._failed(_STATUS_REASONS.get(head.status, SERVER_ERROR), Failed(retry=not banned))
+        banned = head.status == RATE_LIMITED and read_rate_limit(head.index, b"", 0.0).kind == "edge"
+        self._failed(*useless(head.status, banned=banned))
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
         attempt = self._attempt

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes_autopilot.policy.continuation import (
+    REFUSED,
+    UNLIKE,
     Command,
     Declined,
     Event,
@@ -15,8 +17,8 @@ from chutes_autopilot.policy.continuation import (
     Relay,
     Restart,
     begin,
-    declines,
     step,
+    useless,
 )
 
 
@@ -83,7 +85,18 @@ def test_no_more_is_tried_than_allowed(events: list[Event], attempts: int, has_t
     assert sum(isinstance(command, Relay) for command in commands) <= 1
 
 
-@pytest.mark.parametrize(("status", "expected"), [(400, True), (422, True), (429, False), (500, False), (200, False)])
-def test_which_statuses_decline(status: int, expected: bool) -> None:
-    """A 4xx speaks of the request; 429 and 5xx speak of the model."""
-    assert declines(status) is expected
+@pytest.mark.parametrize(
+    ("status", "banned", "reason", "event"),
+    [
+        (200, False, UNLIKE, Failed()),
+        (400, False, REFUSED, Declined()),
+        (422, False, REFUSED, Declined()),
+        (429, False, "upstream_429", Failed()),
+        (429, True, "upstream_429", Failed(retry=False)),
+        (500, False, "upstream_server_error", Failed()),
+        (503, False, "upstream_503", Failed()),
+    ],
+)
+def test_answers_that_are_no_streams(status: int, banned: bool, reason: str, event: Event) -> None:
+    """A 4xx speaks of the request; 429 and 5xx speak of the model; after the ban page nobody is asked."""
+    assert useless(status, banned=banned) == (reason, event)
