@@ -6,8 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +20,7 @@ from twisted.python.logfile import LogFile
 from chutes_autopilot import __version__
 from chutes_autopilot.composition import GatewayService, build
 from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
+from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.listening import check_endpoint
 from chutes_autopilot.observe.logs import TextStream, WholeLines, filtered, log_observer
 from chutes_autopilot.reload import Reload
@@ -119,7 +118,6 @@ class Options(usage.Options):
         self._check_extras()
         self._check_chutes_route()
         self._check_webhooks()
-        self._check_tracing()
         if self["check-config"]:
             for warning in self.settings.warnings:
                 print(f"chutes-autopilot: warning: {warning}", file=sys.stderr)
@@ -143,14 +141,8 @@ class Options(usage.Options):
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
 
     def _check_extras(self) -> None:
-        settings = self.settings
-        chutes = settings.chutes_enabled or self["demo"]
-        for package, extra, variable, wanted in (
-            ("txredisapi", "redis", "REDIS_URL", settings.redis_url and (chutes or settings.shares)),
-            ("dcap_qvl", "attestation", "CHUTES_ATTESTATION", chutes and settings.chutes_attestation == "quote+tcb"),
-        ):
-            if wanted and find_spec(package) is None:
-                _refuse(f"{variable} needs the extra {extra}: pip install 'chutes-autopilot[{extra}]'")
+        for variable, extra in missing_extras(self.settings, demo=bool(self["demo"])):
+            _refuse(f"{variable} needs the extra {extra}: pip install 'chutes-autopilot[{extra}]'")
 
     def _check_webhooks(self) -> None:
         if self.settings.webhooks_file is None or not self.settings.explorer_enabled:
@@ -161,11 +153,6 @@ class Options(usage.Options):
             read_webhooks(self.settings.webhooks_file)
         except SettingsError as error:
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
-
-    def _check_tracing(self) -> None:
-        modules = accumulate(["opentelemetry", "exporter", "otlp", "proto", "http"], "{}.{}".format)
-        if self.settings.tracing_enabled and not all(map(find_spec, (*modules, "opentelemetry.sdk"))):
-            _refuse("TRACING_ENABLED needs the extra tracing: pip install 'chutes-autopilot[tracing]'")
 
     def read_again(self) -> Settings:
         """The settings as the env file has them now; the environment still wins over it.

@@ -100,7 +100,7 @@ def test_an_extra_that_is_missing_is_named(
 ) -> None:
     """What needs an extra ends the start where it is not installed, and says how to install it."""
     parse(CHUTES_ENABLED="true", **environ)
-    monkeypatch.setattr("chutes_autopilot.tap.find_spec", lambda name: None)
+    monkeypatch.setattr("chutes_autopilot.extras.find_spec", lambda name: None)
     assert refusal(capsys, CHUTES_ENABLED="true", **environ) == f"chutes-autopilot: {complaint}\n"
 
 

@@ -15,9 +15,9 @@ from chutes_autopilot.doctor.findings import Finding, counts, fail, lines
 from chutes_autopilot.doctor.machine import changed_settings, effective_settings
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
 
-DESCRIPTION = """Looks at names, certificates, catalog and utilization, the key, the clock, Redis, the key file and the
-endpoints, with the settings that the gateway would have. It sends no prompt and changes nothing. Exit code: 0, or 1
-where anything fails; warnings do not."""
+DESCRIPTION = """Looks at names, certificates, catalog and utilization, aliases and other rules of routing, the key, the
+clock, Redis, the key file and the endpoints, with the settings that the gateway would have. It sends no prompt and
+changes nothing. Exit code: 0, or 1 where anything fails; warnings do not."""
 
 
 def doctor(arguments: Sequence[str], reactor: Any, environ: Mapping[str, str] = os.environ) -> None:

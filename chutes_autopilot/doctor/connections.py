@@ -146,7 +146,7 @@ async def check_connection(
         return (ok("connect", subject, seen), judged(subject, host, handshake, now))
     if is_loopback(host):
         return (ok("connect", subject, f"{seen}, without TLS on this machine itself"),)
-    advice = "use https: keys and prompts travel in the clear"
+    advice = "use https: what is sent, keys and prompts above all, travels in the clear"
     return (warn("connect", subject, f"{seen}, without TLS", advice),)
 
 

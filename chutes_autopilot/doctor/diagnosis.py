@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ from chutes_autopilot.doctor.listeners import check_endpoint_free
 from chutes_autopilot.doctor.machine import check_descriptors, check_key_file, check_settings
 from chutes_autopilot.doctor.names import LookUp, addresses_of, check_name
 from chutes_autopilot.doctor.redis import check_redis
+from chutes_autopilot.doctor.routing import check_models, check_rules
+from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.upstream.agent import PooledAgent
 from chutes_autopilot.upstream.certificates import CertificateFile
@@ -62,7 +65,7 @@ class Diagnosis:
         :param demo: put a simulated Chutes in the place of every upstream, as the gateway's demo mode does; the key
             is then not looked at.
         """
-        found = list(check_settings(self._settings))
+        found = [*check_settings(self._settings), *check_rules(self._settings)]
         if not demo:
             return [*found, *await self._examined(asks_key=True)]
         simulator = SimulatedChutes(self._reactor)
@@ -97,16 +100,18 @@ class Diagnosis:
         feeds = {urlsplit(url).hostname for url in (settings.models_url, settings.utilization_url)}
         if not feeds & lost:
             checks.append(self._within("platform", self._platform(trust_root, asks_key=asks_key)))
-        if settings.chutes_enabled or settings.shares:
+        if (settings.chutes_enabled or settings.shares) and "REDIS_URL" not in dict(missing_extras(settings)):
             checks.append(self._within("Redis", check_redis(self._reactor, settings, trust_root, self._now)))
         checks += [self._within(endpoint, self._endpoint(endpoint)) for endpoint in self._endpoints]
         return [*found, *names, *await self._all(checks)]
 
     def _servers(self) -> list[tuple[str, int, bool]]:
-        """Host, port and whether it is TLS, of every upstream that the settings use."""
+        """Host, port and whether it is TLS, of every upstream that the settings use, and of the collector of traces."""
         settings = self._settings
         urls = [settings.backend_base_url, settings.models_url, settings.utilization_url, settings.chutes_api_base_url]
         urls.append(settings.embeddings_base_url or "")
+        if settings.tracing_enabled:
+            urls.append(settings.otel_exporter_otlp_endpoint)
         if settings.chutes_enabled:
             urls += [settings.chutes_base_url, settings.chutes_pccs_url or ""]
         servers: dict[tuple[str, int, bool], None] = {}
@@ -134,7 +139,13 @@ class Diagnosis:
         timeout = min(settings.control_plane_timeout, max(0.1, self._left * 0.9))
         try:
             findings, feed = await check_feeds(
-                http_client, settings.models_url, settings.utilization_url, reactor, timeout, MAX_FEED_BYTES
+                http_client,
+                settings.models_url,
+                settings.utilization_url,
+                reactor,
+                timeout,
+                MAX_FEED_BYTES,
+                partial(check_models, settings),
             )
             key = self._key
             if not asks_key:

@@ -1,6 +1,6 @@
 """Whether catalog and utilization come, are understood, and are as new as they should be."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,9 +44,11 @@ async def check_feeds(
     clock: Any,
     timeout: float,  # noqa: ASYNC109 - the clock is Twisted's
     max_bytes: int,
+    also: Callable[[Catalog, Sequence[Ranked]], Iterable[Finding]],
 ) -> tuple[list[Finding], bytes | None]:
     """Fetch both as the gateway does, and see what it would make of them.
 
+    :param also: what else there is to say of catalog and ranking, where both could be read.
     :returns: the findings, and the utilization feed's body where it could be read, for `check_age`.
     """
 
@@ -77,7 +79,10 @@ async def check_feeds(
         seen = f"{seconds:.1f} s for both, of {timeout:g} s that CONTROL_PLANE_TIMEOUT_MS allows"
         findings.append(warn("feeds", "both", seen, "see whether the network here is slow, or allow more"))
     if feed is not None:
-        findings.extend(_candidates(feed, catalog))
+        ranking = rank(feed.rows, catalog)
+        findings.append(_candidates(feed, ranking))
+        if catalog is not None:
+            findings.extend(also(catalog, ranking))
     return findings, utilization if feed is not None and isinstance(utilization, bytes) else None
 
 
@@ -111,20 +116,17 @@ def _feed(body: bytes) -> tuple[UtilizationFeed | None, Finding]:
     return feed, ok("utilization", "shape", seen)
 
 
-def _candidates(feed: UtilizationFeed, catalog: Catalog | None) -> Iterator[Finding]:
-    ranking = rank(feed.rows, catalog)
+def _candidates(feed: UtilizationFeed, ranking: Sequence[Ranked]) -> Finding:
     if not ranking:
         seen = "no model can be chosen: no public chute of the catalog has an active instance"
-        yield fail("ranking", "candidates", seen, "see that MODELS_URL and UTILIZATION_URL are of one platform")
-        return
+        return fail("ranking", "candidates", seen, "see that MODELS_URL and UTILIZATION_URL are of one platform")
     names = {ranked.name for ranked in ranking}
     unknown = sum(row.name in names and row.utilization_5m is None for row in feed.rows)
     seen = f"{len(ranking)}, the first {ranking[0].model} {_shown(ranking)}"
     if unknown > UNKNOWN_SHARE * len(ranking):
         advice = "the ranking takes them for busy; see whether the platform renamed its fields"
-        yield warn("ranking", "candidates", f"{seen}; {unknown} without utilization_5m", advice)
-    else:
-        yield ok("ranking", "candidates", seen)
+        return warn("ranking", "candidates", f"{seen}; {unknown} without utilization_5m", advice)
+    return ok("ranking", "candidates", seen)
 
 
 def _shown(ranking: Sequence[Ranked]) -> str:
@@ -142,7 +144,7 @@ def check_age(body: bytes, now: float) -> Finding:
         advice = "its age cannot be told; the gateway counts from when it fetched it"
         return warn("utilization", "age", "no readable time stamp", advice)
     oldest, newest = now - times[0], now - times[-1]
-    seen = f"{newest:.0f} s" if oldest - newest < 1 else f"{newest:.0f} to {oldest:.0f} s"
+    seen = f"{max(0.0, newest):.0f} s" if oldest - newest < 1 else f"{newest:.0f} to {oldest:.0f} s"
     if newest > OLD_SECONDS:
         return warn("utilization", "age", seen, "the platform's feed stands still: the ranking is of then, not of now")
     if newest < -OLD_SECONDS:

@@ -2,14 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.util import find_spec
 
 from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.doctor.findings import Finding, fail, ok, warn
 from chutes_autopilot.e2ee_keys import read_keys
+from chutes_autopilot.explorer_composition import read_webhooks
+from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError, describe, read_settings
 
 _SOON = 86_400.0
+_REFUSED = "the gateway does not start like this"
+_ADVICE = {
+    "CLIENT_KEY_SECRET": "give every replica the same (openssl rand -hex 32)",
+    "CHUTES_API_KEY": "set it, or CHUTES_API_KEY_FILE",
+    "TOKEN": "set it, or TOKEN_FILE, where others than this machine are to be served",
+}
+"""What to do about the warnings of the start."""
 
 
 def changed_settings(settings: Settings) -> tuple[str, ...]:
@@ -29,10 +37,18 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield ok("settings", "values", f"valid; {changed} of {len(SETTINGS)} differ from their defaults")
     for warning in settings.warnings:
         name, _, rest = warning.partition(" ")
-        yield warn("settings", name, rest, "see this setting in the README")
-    if settings.chutes_enabled and settings.chutes_attestation == "quote+tcb" and find_spec("dcap_qvl") is None:
-        advice = "pip install 'chutes-autopilot[attestation]'"
-        yield fail("settings", "CHUTES_ATTESTATION", "the extra attestation is not installed", advice)
+        yield warn("settings", name, rest, _ADVICE.get(name, "see this setting in the README"))
+    for variable, extra in missing_extras(settings):
+        advice = f"pip install 'chutes-autopilot[{extra}]'"
+        yield fail("settings", variable, f"the extra {extra} is not installed", advice)
+    if settings.webhooks_file is not None and settings.explorer_enabled:
+        try:
+            receivers = len(read_webhooks(settings.webhooks_file))
+        except SettingsError as error:
+            for fault in error.faults:
+                yield fail("settings", "WEBHOOKS_FILE", fault.removeprefix("WEBHOOKS_FILE: "), _REFUSED)
+        else:
+            yield ok("settings", "WEBHOOKS_FILE", f"{receivers} receivers")
 
 
 def check_descriptors(settings: Settings) -> Finding:

@@ -25,6 +25,10 @@ from chutes_autopilot.doctor.findings import Finding
 from chutes_autopilot.doctor.key import check_form
 from chutes_autopilot.doctor.listeners import check_endpoint_free
 from chutes_autopilot.doctor.machine import check_key_file, check_settings
+from chutes_autopilot.doctor.routing import check_models, check_rules
+from chutes_autopilot.policy.catalog import parse_catalog
+from chutes_autopilot.policy.ranking import rank
+from chutes_autopilot.policy.utilization import parse_utilization
 from chutes_autopilot.settings import Settings, read_settings
 from chutes_autopilot.upstream.certificates import CertificateFile
 
@@ -280,6 +284,71 @@ def test_the_key_file(tmp_path: Path) -> None:
 
 def test_settings_that_are_legal_and_will_not_do() -> None:
     """The start's warnings are findings here."""
-    settings = read_settings({"CHUTES_ENABLED": "true", "HTTPS_PROXY": "x"}, lambda path: "")
-    found = {finding.subject: finding.level for finding in check_settings(settings)}
-    assert found == {"values": "ok", "HTTPS_PROXY": "warn", "CHUTES_API_KEY": "warn", "TOKEN": "warn"}
+    environ = {"CHUTES_ENABLED": "true", "HTTPS_PROXY": "x", "REDIS_URL": "redis://r"}
+    found = {finding.subject: finding.level for finding in check_settings(read_settings(environ, lambda path: ""))}
+    warned = dict.fromkeys(("HTTPS_PROXY", "CHUTES_API_KEY", "TOKEN", "CLIENT_KEY_SECRET"), "warn")
+    assert found == {"values": "ok", **warned}
+
+
+def test_what_would_keep_the_gateway_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extras that are missing, by name, and a faulty file of webhooks."""
+    monkeypatch.setattr("chutes_autopilot.extras.find_spec", lambda name: None)
+    environ = {"TRACING_ENABLED": "true", "WEBHOOKS_FILE": "/nowhere"}
+    failed = [f for f in check_settings(read_settings(environ, lambda path: "")) if f.level == "fail"]
+    assert [(finding.subject, finding.message) for finding in failed] == [
+        ("TRACING_ENABLED", "the extra tracing is not installed"),
+        ("WEBHOOKS_FILE", "cannot read the file: No such file or directory"),
+    ]
+    assert failed[0].advice == "pip install 'chutes-autopilot[tracing]'"
+
+
+@pytest.mark.parametrize(
+    ("environ", "profile", "warned"),
+    [
+        ({}, "standard", []),
+        (
+            {"AUTOPILOT_PROFILE": "resilient", "HEDGE": "true", "STREAM_CONTINUE": "false"},
+            "resilient, but for STREAM_CONTINUE=false, HEDGE=true",
+            [],
+        ),
+        ({"MAX_FAILOVER_ATTEMPTS": "1"}, "standard", ["MAX_FAILOVER_ATTEMPTS"]),
+        (
+            {"RATE_LIMIT_RETRY": "true", "REQUEST_DEADLINE_MS": "5000"},
+            "standard, but for RATE_LIMIT_RETRY=true",
+            ["RETRY_AFTER_MAX_MS"],
+        ),
+        ({"AUTOPILOT_SPREAD": "rendezvous"}, "standard", ["AUTOPILOT_SPREAD"]),
+        ({"AUTOPILOT_SPREAD": "rendezvous", "CLIENT_KEY_SECRET": "x" * 16}, "standard", []),
+    ],
+)
+def test_the_rules_of_routing(environ: dict[str, str], profile: str, warned: list[str]) -> None:
+    """The profile in force is told with what differs from it, and what can have no effect."""
+    first, *others = check_rules(read_settings(environ, lambda path: ""))
+    assert (first.level, first.message) == ("ok", profile)
+    assert [finding.subject for finding in others if finding.level == "warn" and finding.advice] == warned
+
+
+async def test_what_the_settings_say_of_models(settings_for: MakeSettings, platform: Platform, tmp_path: Path) -> None:
+    """Aliases that would be refused or are never used are named, and an alias that stands for no model at all."""
+    path = tmp_path / "aliases.json"
+    path.write_text(json.dumps({"good": ["a/A"], "bad": ["a/A", "gone/X"], "b/B": ["a/A"], "some": ":tee"}))
+    environ = {"ALIASES_FILE": str(path), "AUTOPILOT_REQUIRE_TEE": "true"}
+    catalog = parse_catalog(json.dumps(models("a/A", "b/B")).encode())
+    ranking = rank(parse_utilization(json.dumps([row("a/A")]).encode()).rows, catalog)
+    found = list(check_models(read_settings(environ, lambda path: Path(path).read_text()), catalog, ranking))
+    assert [(finding.subject, finding.level, finding.message.split(":")[0]) for finding in found] == [
+        ("AUTOPILOT_REQUIRE_TEE", "warn", "0 of 1 candidates are confidential"),
+        ("ALIASES_FILE", "warn", "bad is refused"),
+        ("ALIASES_FILE", "warn", "b/B is never used, it is a model's name"),
+        ("ALIASES_FILE", "ok", "2 of 4 aliases can be used"),
+    ]
+    platform.answers["/v1/models"] = answer({"data": [{**models("a/A")["data"][0], "confidential_compute": True}]})
+    examination = await examined(settings_for(AUTOPILOT_REQUIRE_TEE="true"))
+    assert examination["routing AUTOPILOT_REQUIRE_TEE"].message == "1 of 1 candidates are confidential"
+
+
+async def test_the_collector_of_traces_is_looked_for_too(settings_for: MakeSettings) -> None:
+    """Where tracing is on."""
+    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert "connect 127.0.0.1:1" not in await examined(settings_for(**collector))
+    assert (await examined(settings_for(TRACING_ENABLED="true", **collector)))["connect 127.0.0.1:1"].level == "fail"
