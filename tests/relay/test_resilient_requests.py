@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from resilient_bench import ALIAS, END, EVENTS, JSON, RESILIENT, ROLE, TEXT, Bench, event
 
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
+from chutes_autopilot.policy.resilience import Resilience
 from chutes_autopilot.relay.endpoint import MESSAGES
 from chutes_autopilot.wire.first_event import MAX_BYTES, MAX_EVENTS
 from chutes_autopilot.wire.http1 import ResponseHead
@@ -402,13 +403,16 @@ PLAYS = [
     max_attempts=st.integers(1, 6),
     leaves=st.integers(0, 60),
     model=st.sampled_from([ALIAS, "a/A", "c/C,a/A"]),
-    hedged=st.booleans(),
+    rules=st.sampled_from([None, RESILIENT, attrs.evolve(RESILIENT, hedge=True)]),
 )
 def test_whatever_happens_there_is_one_answer(
-    plays: list[tuple[Any, float]], max_attempts: int, leaves: int, model: str, hedged: bool
+    plays: list[tuple[Any, float]], max_attempts: int, leaves: int, model: str, rules: Resilience | None
 ) -> None:
-    """Never two commits, never an attempt after one, the budget holds, nothing runs on, the record is complete."""
-    bench = Bench(attrs.evolve(RESILIENT, hedge=hedged), max_attempts=max_attempts)
+    """Never two commits, never an attempt after one, the budget holds, nothing runs on, the record is complete.
+
+    In the standard profile as in the resilient one.
+    """
+    bench = Bench(rules, max_attempts=max_attempts)
     for _ in range(60):
         bench.relay.hedges.earn()
         bench.relay.health.succeeded("a/A", 1.0, bench.clock.seconds())
