@@ -21,7 +21,7 @@ from chutes_autopilot.doctor.feeds import check_age, check_feeds
 from chutes_autopilot.doctor.findings import Finding, fail, ok
 from chutes_autopilot.doctor.key import check_form, check_key
 from chutes_autopilot.doctor.listeners import check_endpoint_free
-from chutes_autopilot.doctor.machine import check_descriptors, check_key_file, check_settings
+from chutes_autopilot.doctor.machine import check_descriptors, check_key_file, check_settings, check_workers
 from chutes_autopilot.doctor.names import LookUp, addresses_of, check_name
 from chutes_autopilot.doctor.redis import check_redis
 from chutes_autopilot.doctor.routing import check_models, check_rules
@@ -87,7 +87,8 @@ class Diagnosis:
 
     async def _examined(self, *, asks_key: bool) -> list[Finding]:
         settings = self._settings
-        found = [check_descriptors(settings), *check_key_file(settings, self._now())]
+        found = [check_descriptors(settings), *check_workers(settings, self._endpoints)]
+        found += check_key_file(settings, self._now())
         hosts = dict.fromkeys(host for host, _, _ in self._servers())
         names = await self._all([self._within(host, self._name(host), self._left / 2) for host in hosts])
         lost = {finding.subject for finding in names if finding.level == "fail"}

@@ -1,6 +1,6 @@
 """What of this machine the gateway needs: settings that fit, descriptors, and its own key file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
@@ -9,6 +9,7 @@ from chutes_autopilot.e2ee_keys import read_keys
 from chutes_autopilot.explorer_composition import read_webhooks
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError, describe, read_settings
+from chutes_autopilot.settings.parsing import available_cores
 
 _SOON = 86_400.0
 _REFUSED = "the gateway does not start like this"
@@ -49,6 +50,22 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
                 yield fail("settings", "WEBHOOKS_FILE", fault.removeprefix("WEBHOOKS_FILE: "), _REFUSED)
         else:
             yield ok("settings", "WEBHOOKS_FILE", f"{receivers} receivers")
+
+
+def check_workers(settings: Settings, endpoints: Sequence[str]) -> Iterator[Finding]:
+    """Whether so many processes can share the endpoints, and have a core each."""
+    if settings.workers == 1:
+        return
+    for endpoint in endpoints:
+        if endpoint.startswith(("systemd:", "haproxy:systemd:")):
+            seen = f"the endpoint {endpoint} cannot be shared by {settings.workers} workers"
+            yield fail("limits", "WORKERS", seen, "let the service listen itself, or set WORKERS to 1")
+    cores = available_cores()
+    if settings.workers > cores:
+        seen = f"{settings.workers} workers on {cores} cores"
+        yield warn("limits", "WORKERS", seen, f"more than {cores} make nothing faster: set it to auto")
+    else:
+        yield ok("limits", "WORKERS", f"{settings.workers} workers, a core each")
 
 
 def check_descriptors(settings: Settings) -> Finding:

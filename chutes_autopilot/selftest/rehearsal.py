@@ -33,6 +33,7 @@ def rehearsed(settings: Settings, upstream: str, longest_wait: float) -> Setting
     return evolve(
         settings,
         listen_addr="127.0.0.1:0",
+        workers=1,
         backend_base_url=upstream,
         embeddings_base_url=None,
         models_url=f"{upstream}/v1/models",

@@ -46,12 +46,15 @@ def integer(unit: str, highest: int, *, lowest: int = 1, off: bool = False) -> C
     return parse
 
 
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers(text: str) -> int:
     """How many processes; ``auto`` is one for each core that this process may use."""
     if text.lower() == "auto":
-        return min(
-            MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        return min(MAX_WORKERS, available_cores())
     try:
         return integer("processes", MAX_WORKERS)(text)
     except ValueError as fault:

@@ -24,7 +24,7 @@ from chutes_autopilot.doctor.feeds import check_age
 from chutes_autopilot.doctor.findings import Finding
 from chutes_autopilot.doctor.key import check_form
 from chutes_autopilot.doctor.listeners import check_endpoint_free
-from chutes_autopilot.doctor.machine import check_key_file, check_settings
+from chutes_autopilot.doctor.machine import check_key_file, check_settings, check_workers
 from chutes_autopilot.doctor.routing import check_models, check_rules
 from chutes_autopilot.policy.catalog import parse_catalog
 from chutes_autopilot.policy.ranking import rank
@@ -288,6 +288,22 @@ def test_settings_that_are_legal_and_will_not_do() -> None:
     found = {finding.subject: finding.level for finding in check_settings(read_settings(environ, lambda path: ""))}
     warned = dict.fromkeys(("HTTPS_PROXY", "CHUTES_API_KEY", "TOKEN", "CLIENT_KEY_SECRET"), "warn")
     assert found == {"values": "ok", **warned}
+
+
+@pytest.mark.parametrize(
+    ("workers", "endpoint", "levels"),
+    [
+        ("1", "systemd:domain=INET:index=0", []),
+        ("2", "tcp:8080", ["ok"]),
+        ("3", "tcp:8080", ["warn"]),
+        ("2", "systemd:domain=INET:index=0", ["fail", "ok"]),
+    ],
+)
+def test_the_number_of_workers(monkeypatch: pytest.MonkeyPatch, workers: str, endpoint: str, levels: list[str]) -> None:
+    """A core each, and endpoints that they can share."""
+    monkeypatch.setattr("chutes_autopilot.doctor.machine.available_cores", lambda: 2)
+    settings = read_settings({"WORKERS": workers}, lambda path: "")
+    assert [finding.level for finding in check_workers(settings, [endpoint])] == levels
 
 
 def test_what_would_keep_the_gateway_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:

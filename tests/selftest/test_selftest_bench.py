@@ -33,12 +33,14 @@ def test_only_what_must_be_replaced_is() -> None:
         MAX_FAILOVER_ATTEMPTS="2",
         CHUTES_ENABLED="true",
         TRACING_ENABLED="true",
+        WORKERS="4",
     )
     after = rehearsed(before, UPSTREAM, 1.5)
     changes: Mapping[str, tuple[str, str]] = replaced(before, after)
     assert changes.pop("MODELS_URL") == ("https://llm.chutes.ai/v1/models", f"{UPSTREAM}/v1/models")
     assert {name: now for name, (_, now) in changes.items()} == {
         "LISTEN_ADDR": "127.0.0.1:0",
+        "WORKERS": "1",
         "BACKEND_BASE_URL": UPSTREAM,
         "UTILIZATION_URL": f"{UPSTREAM}/chutes/utilization",
         "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS": "1500",
