@@ -5,6 +5,8 @@ from types import MappingProxyType
 
 import pytest
 from attrs import frozen
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.choice import Choice, Chooser, Client
@@ -163,6 +165,18 @@ def test_a_cooling_model_is_left_alone_while_there_is_another(
     choice = chosen(model, failed=failed)
     assert (choice.plan.candidates, dict(choice.skipped)) == (tuple(candidates.split()), skipped)
     assert choice.plan.preferred == chosen(model).plan.preferred
+
+
+@given(
+    models=st.permutations(list(OFFERS.by_model)),
+    need=st.builds(Need, st.sampled_from([(), ("image",)]), text_bytes=st.integers(0, 200_000)),
+    failed=st.lists(st.sampled_from(list(OFFERS.by_model)), unique=True),
+)
+def test_a_list_keeps_its_order_but_for_what_is_named(models: list[str], need: Need, failed: list[str]) -> None:
+    """Whatever is asked for and whoever cools down."""
+    choice = chosen(",".join(models), need, failed=" ".join(failed))
+    assert choice.plan.candidates == tuple(model for model in models if model not in choice.skipped)
+    assert choice.plan.candidates
 
 
 def test_a_remembered_choice_is_kept_while_the_preferred_model_cools_down() -> None:
