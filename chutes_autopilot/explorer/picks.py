@@ -13,6 +13,7 @@ OTHERS = "(others)"
 """Stands for models that are not in the catalog: what clients make up is not shown."""
 
 _LEFT_OUT = ("incapable", "unwanted", "cooling")
+_ANSWERS = ("committed", "continued")
 
 
 @frozen
@@ -134,11 +135,13 @@ def _came_of_it(decision: Decision) -> str:
     if not 200 <= decision.status < 300:
         answered += f" {decision.status}"
     end = {"cut": ", and the answer was cut", "client_gone": ", and the client left"}.get(decision.outcome or "", "")
+    if any(attempt.followed == "continued" for attempt in decision.attempts):
+        end = f", and another model went on with what broke off{end}"
     return _way_to(answered, decision) + end
 
 
 def _way_to(answered: str, decision: Decision) -> str:
-    *others, last = decision.attempts
+    *others, last = _until_it_answered(decision.attempts)
     earlier = [attempt for attempt in others if attempt.started <= last.started]
     if any(attempt.followed == "outrun" for attempt in earlier):
         return f"came first and was slow; this one, asked beside it, {answered}"
@@ -149,6 +152,12 @@ def _way_to(answered: str, decision: Decision) -> str:
     if all(attempt.followed == "again" for attempt in earlier):
         return f"{answered} at try {len(earlier) + 1}"
     return f"came first; {_after(earlier)} this one {answered}"
+
+
+def _until_it_answered(attempts: Sequence[AttemptView]) -> Sequence[AttemptView]:
+    """Without those to go on with an answer that broke off."""
+    answers = (place for place, attempt in enumerate(attempts, 1) if attempt.followed in _ANSWERS)
+    return attempts[: next(answers, len(attempts))]
 
 
 def _is_tried(decision: Decision) -> str:
@@ -169,6 +178,10 @@ def went(attempt: AttemptView) -> str:
         return "slower"
     if attempt.failure is not None:
         return in_words(attempt.failure)
+    if attempt.followed == "continued":
+        return "broke off"
+    if attempt.detail in ("prefill", "restart"):
+        return "went on"
     return str(attempt.status) if attempt.status is not None else "under way"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 
-from chutes_autopilot.explorer.picks import OTHERS, Totals, sentence, without_client
+from chutes_autopilot.explorer.picks import OTHERS, Totals, sentence, went, without_client
 from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, RecentDecisions
@@ -19,6 +19,8 @@ RANKING = tuple(
 )
 FAILED = AttemptView("a", 0.0, 0.1, 503, "upstream_503", "next", sent="a:secret")
 ANSWERED = AttemptView("b", 0.1, 0.4, 200, None, "committed")
+BROKEN = AttemptView("b", 0.1, 0.4, 200, None, "continued", "upstream_stream_truncated")
+WENT_ON = AttemptView("c", 0.4, 0.9, 200, None, "committed", "prefill")
 AGAIN = AttemptView("b", 0.0, 0.1, 500, "upstream_server_error", "again", waited=0.05)
 SLOW, NONE_FASTER = (AttemptView(name, at, 0.4, None, "hedge_lost", "outrun") for name, at in (("a", 0.0), ("c", 0.3)))
 
@@ -80,6 +82,15 @@ def decided(reasons: Reasons | None, **changed: Any) -> Decision:
             "Number 1 of the ranking came first; after one failure it is asked again.",
         ),
         (
+            decided(why(), attempts=(BROKEN, attrs.evolve(FAILED, started=0.5), WENT_ON)),
+            "Number 1 of the ranking answered, and another model went on with what broke off.",
+        ),
+        (
+            decided(why(), attempts=(FAILED, BROKEN, WENT_ON), outcome="cut"),
+            "Number 1 of the ranking came first; after one failure this one answered, and another model went on with "
+            "what broke off, and the answer was cut.",
+        ),
+        (
             decided(why(), attempts=(FAILED,), selected=None, outcome="refused", error="upstream_503"),
             "Number 1 of the ranking came first; none answered: upstream_503.",
         ),
@@ -102,6 +113,11 @@ def decided(reasons: Reasons | None, **changed: Any) -> Decision:
 def test_one_sentence_says_why_and_what_came_of_it(decision: Decision, said: str) -> None:
     """What the first model was chosen by, what stood before it and was passed over, and the end."""
     assert sentence(decision) == said
+
+
+def test_a_word_for_each_attempt() -> None:
+    """A stream that broke off and the one that went on with it both had a 200."""
+    assert [went(each) for each in (FAILED, ANSWERED, BROKEN, WENT_ON)] == ["503", "200", "broke off", "went on"]
 
 
 def test_nothing_of_the_client_is_left() -> None:

@@ -75,20 +75,20 @@ def _seconds(decision: Decision) -> Html:
 
 def _attempts(attempts: Sequence[AttemptView]) -> Html | None:
     """What was tried, where the line above does not say it all."""
-    if not any(each.failure or each.probe for each in attempts):
+    if not any(each.failure or each.probe or each.followed == "continued" for each in attempts):
         return None
     return element("ul", map(_attempt, sorted(attempts, key=lambda each: each.started)), class_="attempts")
 
 
 def _attempt(attempt: AttemptView) -> Html:
     taken = None if attempt.ended is None else f"{max(0.0, attempt.ended - attempt.started):.2f} s"
-    lost = attempt.failure is not None and attempt.followed != "outrun"
+    lost = attempt.followed == "continued" or (attempt.failure is not None and attempt.followed != "outrun")
     return element(
         "li",
         element("span", attempt.model, class_="name", title=attempt.model),
         element("span", went(attempt), class_="mark warn" if lost else "mark"),
         element("span", "probe", class_="mark", title="finds out whether it works again") if attempt.probe else None,
-        element("span", taken, class_="dim") if attempt.failure else None,
+        element("span", taken, class_="dim") if lost or attempt.failure else None,
         element("span", f"then a pause of {attempt.waited:.2f} s", class_="dim") if attempt.waited else None,
     )
 
