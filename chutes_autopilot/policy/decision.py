@@ -129,17 +129,22 @@ class Decision:
         }
 
     def summary(self) -> bytes:
-        """The same for a response header: ``key=value`` by semicolons, ASCII, names percent-encoded, at most 1 KiB."""
-        parts = [] if self.selected is None else [f"selected={_safe(self.selected)}"]
+        """The same for a response header: ``key=value`` by semicolons, ASCII, names percent-encoded, at most 1 KiB.
+
+        What was passed over may be many: it comes last, and where its names have no room their number stands there.
+        """
+        parts = [] if self.selected is None else [(f"selected={_safe(self.selected)}", "")]
         if self.reasons is not None:
-            parts += self._summed_up(self.reasons)
-        parts.append(
-            "attempts=" + ",".join(f"{_safe(a.model)}:{a.failure or a.status or 'open'}" for a in self.attempts)
-        )
+            parts += ((part, "") for part in self._summed_up(self.reasons))
+        tried = ",".join(f"{_safe(a.model)}:{a.failure or a.status or 'open'}" for a in self.attempts)
+        parts.append((f"attempts={tried}", f"attempts={len(self.attempts)}"))
+        if self.reasons is not None:
+            parts += _passed_over(self.reasons)
         kept, room = [], MAX_SUMMARY_BYTES
-        for part in parts:
-            room -= len(part) + 2
-            if room >= 0:
+        for whole, short in parts:
+            part = whole if len(whole) + 2 <= room else short
+            if part and len(part) + 2 <= room:
+                room -= len(part) + 2
                 kept.append(part)
         return "; ".join(kept).encode()
 
@@ -153,12 +158,17 @@ class Decision:
             yield f"sorted={SORTED_BY[why.sorted_by]}"
         if why.sticky is not None:
             yield f"sticky={why.sticky_effect}"
-        for verdict in ("incapable", "unwanted", "cooling"):
-            found = [c for c in why.candidates if c.verdict == verdict]
-            if found:
-                yield f"{verdict}=" + ",".join(
-                    _safe(c.model) + (f":{c.reason}" if verdict != "cooling" else "") for c in found
-                )
+
+
+def _passed_over(why: Reasons) -> Iterator[tuple[str, str]]:
+    """What was left out, by verdict: with names, and as a number."""
+    for verdict in ("incapable", "unwanted", "cooling"):
+        found = [c for c in why.candidates if c.verdict == verdict]
+        if found:
+            names = (_safe(c.model) + (f":{c.reason}" if verdict != "cooling" else "") for c in found)
+            yield f"{verdict}={','.join(names)}", f"{verdict}={len(found)}"
+    if why.omitted:
+        yield f"omitted={why.omitted}", ""
 
 
 class Named(Protocol):

@@ -137,8 +137,18 @@ def test_the_record_as_json() -> None:
 def test_the_summary_is_one_line() -> None:
     """A response header says which model, why, and what was tried before."""
     assert COMPLETE.summary() == (
-        b"selected=e; mode=alias; place=5; score=5.00; sticky=cooling; incapable=a:image; unwanted=b:tee; cooling=d; "
-        b"attempts=c:upstream_503,e:200"
+        b"selected=e; mode=alias; place=5; score=5.00; sticky=cooling; attempts=c:upstream_503,e:200; "
+        b"incapable=a:image; unwanted=b:tee; cooling=d"
+    )
+
+
+def test_a_summary_without_room_counts_what_was_passed_over() -> None:
+    """Many names push nothing else out of the header: their number stands in their place."""
+    names = [f"org/model-{number}" for number in range(100)]
+    unwanted = dict.fromkeys(names, "tee" * 10)
+    found = why(planned=("e",), considered=("e", *names), incapable={}, unwanted=unwanted, cooling=())
+    assert attrs.evolve(COMPLETE, reasons=found).summary() == (
+        b"selected=e; mode=alias; place=5; score=5.00; attempts=c:upstream_503,e:200; unwanted=31; omitted=69"
     )
 
 
