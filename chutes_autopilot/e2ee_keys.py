@@ -118,17 +118,17 @@ class FileKeys(KeyHolder):
     def startService(self) -> None:
         """Say which keys they are."""
         super().startService()
-        _log.info("E2EE keys from the key file: {ids}", ids=list(self.current.identity()))
+        _log.info("E2EE keys from the key file: {ids}", ids=", ".join(self.current.identity()))
 
     def reload(self, reason: str) -> None:
         """Take the file as it is now; a bad one changes nothing."""
         try:
             keys = read_keys(self._path)
         except SettingsError as error:
-            _log.error("{reason}: the E2EE keys stay as they were: {faults}", reason=reason, faults=list(error.faults))
+            _log.error("{reason}: the E2EE keys stay as they were: {faults}", reason=reason, faults="; ".join(error.faults))
         else:
             self.take(keys)
-            _log.info("{reason}: E2EE keys from the key file: {ids}", reason=reason, ids=list(keys.identity()))
+            _log.info("{reason}: E2EE keys from the key file: {ids}", reason=reason, ids=", ".join(keys.identity()))
 
 
 class DstackKeys(KeyHolder):
@@ -192,7 +192,7 @@ class DstackKeys(KeyHolder):
             events.failed_unexpectedly(Failure(), "fetching the E2EE keys")
         else:
             self.take(keys)
-            _log.info("E2EE keys from the dstack guest agent: {ids}", ids=list(keys.identity()))
+            _log.info("E2EE keys from the dstack guest agent: {ids}", ids=", ".join(keys.identity()))
         return self._keys is not None
 
     async def _fetched(self) -> ServerKeys:

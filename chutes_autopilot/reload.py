@@ -60,16 +60,16 @@ class Reload:
         try:
             new = self.read()
         except SettingsError as error:
-            _log.error("{reason}: the settings stay as they were: {faults}", reason=reason, faults=list(error.faults))
+            _log.error("{reason}: the settings stay as they were: {faults}", reason=reason, faults="; ".join(error.faults))
             return
         changed = [s for s in SETTINGS if getattr(new, s.field) != getattr(self.settings, s.field)]
         later = [s.name for s in changed if s.field in NEEDS_RESTART]
         now = [self._told(s, new) for s in changed if s.field not in NEEDS_RESTART]
         self.settings = attrs.evolve(new, **{field: getattr(self.settings, field) for field in NEEDS_RESTART})
         self.apply(self.settings)
-        _log.info("{reason}: settings changed: {changed}", reason=reason, changed=now)
+        _log.info("{reason}: settings changed: {changed}", reason=reason, changed=", ".join(now) or "none")
         if later:
-            _log.warn("{reason}: changed, but it needs a restart: {changed}", reason=reason, changed=later)
+            _log.warn("{reason}: changed, but it needs a restart: {changed}", reason=reason, changed=", ".join(later))
 
     def _told(self, setting: Setting, new: Settings) -> str:
         """A changed setting's name, and whether it is only the file it names that says something else."""

@@ -45,7 +45,10 @@ class Options(usage.Options):
     :param environ: where settings come from; the process environment where none is given.
     """
 
-    longdesc = "Settings come from the environment; .env.example lists them."
+    longdesc = (
+        "Settings come from the environment; .env.example lists them. Beside running, chutes-autopilot knows the "
+        "commands doctor, selftest, keygen, record and replay; each tells its own options by --help."
+    )
     optFlags = [
         ["demo", None, "Run against a simulated Chutes in this process: no key, no network."],
         ["check-config", None, "Check everything, print the effective settings with secrets masked, and exit."],

@@ -163,8 +163,9 @@ class CatalogRefresh(_Refresh):
         last = self._snapshots.current.catalog
         self._believe(len(catalog.entries), len(last.entries) if last else 0)
         await self._snapshots.take_catalog(catalog, fetched_at)
-        candidates = len(self._snapshots.current.ranking)
-        return f"{len(catalog.entries)} models, {catalog.skipped} records skipped, {candidates} candidates"
+        taken = f"{len(catalog.entries)} models, {catalog.skipped} records skipped"
+        now = self._snapshots.current
+        return taken if now.feed_fetched_at is None else f"{taken}, {len(now.ranking)} candidates"
 
 
 @define(eq=False)

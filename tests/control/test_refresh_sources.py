@@ -157,10 +157,10 @@ def test_only_changes_of_state_are_told(plane: Plane) -> None:
     plane.refresh(plane.catalog, cut, cut, good, good, cut, bad, bad, good, good)
     assert plane.changes == [
         ("catalog", "failed", "network: ConnectionLost"),
-        ("catalog", "ready", "1 models, 0 records skipped, 0 candidates"),
+        ("catalog", "ready", "1 models, 0 records skipped"),
         ("catalog", "failed", "network: ConnectionLost"),
         ("catalog", "failed", "status: status 503"),
-        ("catalog", "recovered", "1 models, 0 records skipped, 0 candidates"),
+        ("catalog", "recovered", "1 models, 0 records skipped"),
     ]
     assert len(plane.outcomes) == 9
 
