@@ -244,7 +244,7 @@ def test_an_agent_that_is_not_up_yet(log: Callable[[], str]) -> None:
     clock.advance(MAX_RETRY_SECONDS)
     assert keys.current.identity() == ("dstack-1",)
     assert "warn no E2EE keys yet: the dstack guest agent gave no usable answer (absent)" in log()
-    assert "info E2EE keys from the dstack guest agent: ['dstack-1']" in log()
+    assert "info E2EE keys from the dstack guest agent: dstack-1" in log()
     assert not clock.getDelayedCalls()
     assert path_key(agent.paths[-2]).hex() not in log()
 
