@@ -161,13 +161,15 @@ class Decision:
 
 
 def _passed_over(why: Reasons) -> Iterator[tuple[str, str]]:
-    """What was left out, by verdict: with names, and as a number."""
+    """What was left out, by verdict: with names, and as a number; at last how many more there is no record of."""
+    any_found = False
     for verdict in ("incapable", "unwanted", "cooling"):
         found = [c for c in why.candidates if c.verdict == verdict]
         if found:
+            any_found = True
             names = (_safe(c.model) + (f":{c.reason}" if verdict != "cooling" else "") for c in found)
             yield f"{verdict}={','.join(names)}", f"{verdict}={len(found)}"
-    if why.omitted:
+    if any_found and why.omitted:
         yield f"omitted={why.omitted}", ""
 
 
