@@ -125,7 +125,9 @@ class FileKeys(KeyHolder):
         try:
             keys = read_keys(self._path)
         except SettingsError as error:
-            _log.error("{reason}: the E2EE keys stay as they were: {faults}", reason=reason, faults="; ".join(error.faults))
+            _log.error(
+                "{reason}: the E2EE keys stay as they were: {faults}", reason=reason, faults="; ".join(error.faults)
+            )
         else:
             self.take(keys)
             _log.info("{reason}: E2EE keys from the key file: {ids}", reason=reason, ids=", ".join(keys.identity()))

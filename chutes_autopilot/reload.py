@@ -60,7 +60,9 @@ class Reload:
         try:
             new = self.read()
         except SettingsError as error:
-            _log.error("{reason}: the settings stay as they were: {faults}", reason=reason, faults="; ".join(error.faults))
+            _log.error(
+                "{reason}: the settings stay as they were: {faults}", reason=reason, faults="; ".join(error.faults)
+            )
             return
         changed = [s for s in SETTINGS if getattr(new, s.field) != getattr(self.settings, s.field)]
         later = [s.name for s in changed if s.field in NEEDS_RESTART]
