@@ -132,9 +132,8 @@ def build(
     routes = {each.endpoint.path: ChatRoute(each) for each in (relay, *others)}
     chat = routes[CHAT.path]
     models = ModelsRoute(snapshots, lambda: relay.rules.own_aliases)
-    operations = OperationsRoute(
-        readiness_of(in_force, reactor, snapshots, connections), metrics, None if sharing is None else sharing.trouble
-    )
+    details = (*(() if link is None else (link.missing,)), *(() if sharing is None else (sharing.trouble,)))
+    operations = OperationsRoute(readiness_of(in_force, reactor, snapshots, connections), metrics, details)
     http_client = build_http_client(settings, reactor, trust_root, service)
     chutes, chutes_relay = CHUTES_DISABLED, relay
     if settings.chutes_enabled:
@@ -160,6 +159,8 @@ def build(
         chutes_relay.decisions, chutes_relay.recall = relay.decisions, relay.recall
         chutes_relay.also_finished = relay.also_finished
     relays = (relay, chutes_relay, *others)
+    if link is not None:
+        link.share_cooldowns(_healths(relay, chutes_relay, others))
     if sharing is not None:
         sharing.share_cooldowns(_healths(relay, chutes_relay, others))
     admin = settings.admin_endpoint is not None

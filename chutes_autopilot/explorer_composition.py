@@ -25,7 +25,7 @@ from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.explorer_live.listing import ListingRefresh
 from chutes_autopilot.explorer_live.live import Live
 from chutes_autopilot.explorer_live.live_topics import live_topics
-from chutes_autopilot.explorer_live.measured import Measurements
+from chutes_autopilot.explorer_live.measured import Health, Measurements
 from chutes_autopilot.explorer_live.minutes import MinuteByMinute
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
 from chutes_autopilot.explorer_live.recorder import Recorder
@@ -38,7 +38,6 @@ from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.decision import RecentDecisions
-from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.settings import Settings, SettingsError
 from chutes_autopilot.storage.disk_cache import DiskCache, InThread
@@ -91,7 +90,7 @@ class Routing(Protocol):
     """What requests leave where they are routed: relay.chat.ChatRelay, or what its workers told a parent."""
 
     @property
-    def health(self) -> FleetHealth: ...
+    def health(self) -> Health: ...
     @property
     def decisions(self) -> RecentDecisions[Any]: ...
     @property

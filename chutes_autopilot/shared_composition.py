@@ -142,7 +142,8 @@ class Sharing(MultiService):
 
     def trouble(self) -> str | None:
         """What is wrong with Redis, for /readyz; None where nothing is."""
-        return self.redis.fault or self.redis.refusal
+        trouble = self.redis.fault or self.redis.refusal
+        return None if trouble is None else f"nothing is shared with other replicas: Redis: {trouble}"
 
     def _settled(self) -> Deferred[None]:
         settled: Deferred[None] = Deferred()

@@ -4,13 +4,13 @@ It is told of every request that ends, so all it does then is a few additions; w
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
 
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
-from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.resilience import HEDGE_LOST
 
 SAMPLES = 64
@@ -23,6 +23,16 @@ MAX_FAILOVERS = 200
 """Failovers kept."""
 
 OTHERS = "(others)"
+
+
+class Health(Protocol):
+    """By which requests are routed: policy.health.FleetHealth, or what workers told of theirs."""
+
+    def figures(self, model: str, now: float) -> Mapping[str, Any] | None:
+        """As ModelHealth.as_json gives it, durations in milliseconds; None where nothing was measured."""
+
+    def cooling(self, now: float) -> frozenset[str]:
+        """All models that are left alone now."""
 
 
 @frozen
@@ -85,7 +95,7 @@ class Measurements:
         self,
         listed: Callable[[str], str | None],
         failed_over: Callable[[str, str, str | None], object],
-        healths: Sequence[FleetHealth] = (),
+        healths: Sequence[Health] = (),
         now: Callable[[], float] = float,
     ) -> None:
         self.version = 0
@@ -135,17 +145,17 @@ class Measurements:
 
     def _measured(self, model: str, counts: _Counts, now: float) -> Measured:
         seen = Measured(counts.requests, counts.failures, median(counts.ttfts) if counts.ttfts else None)
-        known = next(filter(None, (health.known(model) for health in self._healths)), None)
+        known = next(filter(None, (health.figures(model, now) for health in self._healths)), None)
         if known is None:
             return seen
-        left = known.cooldown.left(now)
+        left = _seconds(known["cooling_ms"])
         return evolve(
             seen,
-            ttft_p95=known.slow_first_token(),
-            between_events=known.between_events.fresh(now),
-            tokens_per_second=known.tokens_per_second.fresh(now),
+            ttft_p95=_seconds(known["first_token_p95_ms"]),
+            between_events=_seconds(known["between_events_ms"]),
+            tokens_per_second=known["tokens_per_second"],
             cooling_until=now + left if left else None,
-            probing=known.cooldown.probing(now),
+            probing=known["probing"],
         )
 
     def failovers(self) -> tuple[Failover, ...]:
@@ -174,3 +184,7 @@ def _goes_on(attempt: AttemptRecord, after: AttemptRecord) -> bool:
     """Whether it was no failover: the same model was tried again, or one that was asked before goes on alone."""
     began_before = after.started is not None and attempt.started is not None and after.started < attempt.started
     return after.model == attempt.model or began_before
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000

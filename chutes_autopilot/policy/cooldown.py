@@ -109,6 +109,8 @@ class Cooldown:
         """The platform itself was down, not the model: it may be tried again now."""
         self._until = min(self._until, now)
 
-    def abandoned(self) -> None:
-        """An attempt ended without telling anything of the model: the client left."""
+    def abandoned(self) -> bool:
+        """An attempt ended without telling anything of the model: the client left. Whether there was a probe."""
+        was_probing = self._probe_began is not None
         self._probe_began = None
+        return was_probing

@@ -6,7 +6,7 @@ used forgotten first.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -107,6 +107,8 @@ class FleetHealth:
     max_models: int = 1000
     told: Callable[[str, Cooldown], object] | None = None
     """Told of a model that begins or goes on to cool down, or works again."""
+    probed: Callable[[str, bool], object] | None = None
+    """Told of a probe that begins (True), or ends without telling anything (False)."""
     _models: OrderedDict[str, ModelHealth] = attrs.field(factory=OrderedDict, init=False)
     _cooling: set[str] = attrs.field(factory=set, init=False)
 
@@ -115,7 +117,11 @@ class FleetHealth:
 
         Every started attempt ends with exactly one of `succeeded`, `failed` and `abandoned`.
         """
-        return model in self._cooling and self._of(model).cooldown.started(now)
+        if model not in self._cooling or not self._of(model).cooldown.started(now):
+            return False
+        if self.probed is not None:
+            self.probed(model, True)
+        return True
 
     def succeeded(self, model: str, first_token: float | None, now: float) -> None:
         """A model answered.
@@ -145,8 +151,8 @@ class FleetHealth:
 
     def abandoned(self, model: str) -> None:
         """An attempt ended without telling anything of the model, for the client left or asked for the impossible."""
-        if model in self._cooling:
-            self._of(model).cooldown.abandoned()
+        if model in self._cooling and self._of(model).cooldown.abandoned() and self.probed is not None:
+            self.probed(model, False)
 
     def outrun(self, model: str, seconds: float, now: float) -> None:
         """Another model, asked later, answered first: the first token takes so many seconds at least."""
@@ -185,15 +191,25 @@ class FleetHealth:
             self._of(model).cooldown.heard(min(until, now + self.rules.longest), times)
             self._cooling.add(model)
 
+    def heard_probe(self, model: str, began: bool, now: float) -> None:
+        """Elsewhere one request finds out whether a model works again, or has ended without telling."""
+        if model in self._cooling:
+            cooldown = self._models[model].cooldown
+            if began:
+                cooldown.started(now)
+            else:
+                cooldown.abandoned()
+
     def apply(self, rules: CooldownRules) -> None:
         """Put other rules into force; what cools down goes on to do so."""
         self.rules = rules
         for health in self._models.values():
             health.cooldown.rules = rules
 
-    def known(self, model: str) -> ModelHealth | None:
-        """What was measured of a model, None where nothing was."""
-        return self._models.get(model)
+    def figures(self, model: str, now: float) -> Mapping[str, Any] | None:
+        """What may be shown of a model, None where nothing was measured."""
+        health = self._models.get(model)
+        return None if health is None else health.as_json(now)
 
     def cooling(self, now: float) -> frozenset[str]:
         """All models that should be left alone now."""

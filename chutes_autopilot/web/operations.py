@@ -1,6 +1,6 @@
 """What an operator's tools look at: /healthz, /readyz and /metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -26,25 +26,24 @@ class OperationsRoute:
     """Liveness, readiness and metrics.
 
     :param readiness: why the service is not ready (a code of the error table), None when it is.
-    :param trouble: what is wrong with Redis, without which it is ready all the same; gives None where nothing is.
+    :param details: what is wrong although the service is ready; each gives None where nothing is.
     """
 
     readiness: Callable[[], str | None]
     metrics: Metrics
-    trouble: Callable[[], str | None] | None = None
+    details: Sequence[Callable[[], str | None]] = ()
 
     def healthz(self, request: GatewayRequest) -> None:
         """200 ``ok`` while the process serves requests at all."""
         request.answer(200, b"ok", TEXT)
 
     def readyz(self, request: GatewayRequest) -> None:
-        """200 ``ready``, and what is not shared where replicas should; or 503 in error shape with the first reason."""
+        """200 ``ready``, and what is wrong all the same; or 503 in error shape with the first reason."""
         reason = self.readiness()
         if reason is not None:
             raise ApiError(reason, _NOT_READY[reason], error_type="not_ready")
-        trouble = None if self.trouble is None else self.trouble()
-        detail = "" if trouble is None else f"; nothing is shared with other replicas: Redis: {trouble}"
-        request.answer(200, f"ready{detail}".encode(), TEXT)
+        said = "; ".join(filter(None, ("ready", *(detail() for detail in self.details))))
+        request.answer(200, said.encode(), TEXT)
 
     def exposition(self, request: GatewayRequest) -> Deferred[None] | None:
         """All metrics in Prometheus' text format."""

@@ -1,11 +1,12 @@
-"""A worker process, as the parent starts it: ``main(descriptor)``, with the channel to the parent at that number."""
+"""A worker process, as the parent starts it: ``main(descriptor, ahead)``, with the channel to it at that number."""
 
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from twisted.internet import reactor
@@ -20,13 +21,18 @@ from chutes_autopilot.signals import take_signals
 from chutes_autopilot.tap import spare_the_collector
 from chutes_autopilot.workers.channel import Channel
 from chutes_autopilot.workers.link import ParentLink
-from chutes_autopilot.workers.messages import Begin, ToWorker
+from chutes_autopilot.workers.messages import Begin, Ready, ToWorker
 from chutes_autopilot.workers.worker import Gateway, Worker
 
 
-def main(descriptor: int) -> None:
-    """Serve until the parent ends this process, or is gone."""
+def main(descriptor: int, ahead: Sequence[str]) -> None:
+    """Serve until the parent ends this process, or is gone.
+
+    :param ahead: modules to load before the parent is told that this process is ready.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for module in ahead:
+        import_module(module)
     worker = Worker(reactor, _begin_log, _build)
     worker.channel = Channel(ToWorker, reactor, worker.received, worker.lost)
     factory: Any = Factory.forProtocol(lambda: worker.channel)
@@ -37,6 +43,7 @@ def main(descriptor: int) -> None:
     # a terminal's Ctrl-C and hang-up reach the whole group: the parent decides what they mean
     take_signals(reactor, {signal.SIGTERM: worker.drain, signal.SIGINT: _left_to_the_parent, **_HANG_UP})
     reactor.callWhenRunning(spare_the_collector)
+    reactor.callWhenRunning(worker.channel.send, Ready())
     reactor.run()
 
 

@@ -18,7 +18,7 @@ from chutes_autopilot.workers.messages import Message, Reply
 ANSWER_SECONDS = 2.0
 """How long an answer is waited for: the other side may be busy, or stopped."""
 
-MAX_DESCRIPTORS = 64
+MAX_DESCRIPTORS = 256
 """How many descriptors may have come that no message has spoken of yet."""
 
 _LENGTH = struct.Struct(">I")

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -16,25 +16,31 @@ from twisted.internet.protocol import Factory
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.catalog import Catalog
+from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_offers import Offers
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.shared_memory import SharedStickyStore, mapped
 from chutes_autopilot.workers.bans import SharedBanFuse
 from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.cooldowns import ToldCooldowns
 from chutes_autopilot.workers.messages import (
     Banned,
     Begin,
     CatalogOutOfDate,
+    Cooling,
     FindAnswer,
     FindDecision,
     Finished,
     Line,
     Message,
+    Probing,
     Recent,
     Reply,
     Report,
     State,
+    Strength,
+    Told,
 )
 from chutes_autopilot.workers.sockets import Adopting
 from chutes_autopilot.workers.totals import families_of
@@ -51,6 +57,9 @@ EXPLAINED = 20
 MAX_FINISHED = 10_000
 """Of how many, in that time; it never hears of further ones, nor of those of a time when the parent is slow."""
 
+_SHOWN = "chat", "sealed"
+"""Whose health the explorer shows: as in one process, the first that knows a model."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -65,6 +74,11 @@ def share_of(settings: Settings, workers: int) -> Settings:
     )
 
 
+def missing(serving: int, workers: int) -> str:
+    """What /readyz says where not all workers serve."""
+    return f"{workers - serving} of {workers} workers {'is' if workers - serving == 1 else 'are'} missing"
+
+
 class AnswerStore(Protocol):
     """Where signed answers are kept for a while, by caller and id: attrs values."""
 
@@ -76,6 +90,7 @@ class ParentLink:
     """One worker's, for its whole life.
 
     :param begin: what the parent said first.
+    :param descriptors: that came with it: of the memory in which all remember clients, then of the listening sockets.
     :ivar snapshots: the platform as the parent tells it.
     :ivar relay: what this worker's requests went through: siblings and the operator ask for them.
     :ivar answers: what this worker has kept of its answers; None without the Chutes route.
@@ -84,29 +99,53 @@ class ParentLink:
     begin: Begin
     channel: Channel
     reactor: Any
+    _descriptors: tuple[int, ...]
     snapshots: SnapshotHolder = attrs.field(factory=SnapshotHolder, init=False)
     adopting: Adopting = attrs.field(init=False)
     keys: "HandedKeys | None" = attrs.field(default=None, init=False)
     relay: ChatRelay | None = attrs.field(default=None, init=False)
     answers: AnswerStore | None = attrs.field(default=None, init=False)
     _fuse: SharedBanFuse | None = attrs.field(default=None, init=False)
+    _cooldowns: ToldCooldowns | None = attrs.field(default=None, init=False)
+    _shown: tuple[FleetHealth, ...] = attrs.field(default=(), init=False)
+    _serving: int | None = attrs.field(default=None, init=False)
     _finished: list[RequestRecord] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.adopting = Adopting(self.reactor, list(self.begin.descriptors))
+        self.adopting = Adopting(self.reactor, list(self._descriptors[1:]))
 
     # what the service of a worker is made of
 
     def sticky(self, settings: Settings) -> SharedStickyStore:
         """Where all workers remember clients."""
-        memory = mapped(self.begin.sticky)
-        os.close(self.begin.sticky)
+        memory = mapped(self._descriptors[0])
         return SharedStickyStore(settings.sticky_ttl, settings.sticky_max_entries, self.reactor.seconds, memory)
+
+    def adopted(self) -> None:
+        """Whoever wanted one of the descriptors has its own by now."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = ()
 
     def fuse(self) -> SharedBanFuse:
         """The bans that all workers share."""
         self._fuse = SharedBanFuse(tell=self.channel.send, now=self.reactor.seconds)
         return self._fuse
+
+    def share_cooldowns(self, healths: Mapping[str, FleetHealth]) -> None:
+        """Let what fails at one worker be left alone by all.
+
+        :param healths: by a name that keeps apart what is measured apart.
+        """
+        self._shown = tuple(healths[name] for name in _SHOWN if name in healths)
+        self._cooldowns = ToldCooldowns(self.channel.send, self.reactor.seconds, healths)
+
+    def missing(self) -> str | None:
+        """How many workers are missing, for /readyz; None where none is."""
+        workers = self.begin.workers
+        if self._serving is None or self._serving >= workers:
+            return None
+        return missing(self._serving, workers)
 
     def handed_keys(self) -> "HandedKeys":
         """The keys of all workers; none as long as the parent has none."""
@@ -172,8 +211,13 @@ class ParentLink:
             case Banned():
                 if self._fuse is not None:
                     self._fuse.heard(message)
+            case Cooling() | Probing():
+                if self._cooldowns is not None:
+                    self._cooldowns.heard(message)
+            case Strength(serving=serving):
+                self._serving = serving
             case Report(id=number):
-                self._reply(number, None if self.relay is None else _encode(families_of(self.relay.metrics)))
+                self._reply(number, None if self.relay is None else self._told(self.relay))
             case FindDecision(id=number):
                 self._reply(number, self._decision(message))
             case FindAnswer(id=number, caller=caller, chat_id=chat_id):
@@ -181,6 +225,13 @@ class ParentLink:
                 self._reply(number, None if kept is None else _encode(attrs.asdict(kept, recurse=False)))
             case Recent(id=number, count=count):
                 self._reply(number, None if self.relay is None else json.dumps(self.relay.recent(count)).encode())
+
+    def _told(self, relay: ChatRelay) -> bytes:
+        now = self.reactor.seconds()
+        health: dict[str, dict[str, Any]] = {}
+        for each in self._shown:
+            health = each.as_json(now) | health
+        return _encode(Told(families_of(relay.metrics), health))
 
     def _decision(self, asked: FindDecision) -> bytes | None:
         found = None if self.relay is None else self.relay.decisions.find(asked.request_id, asked.owner)

@@ -67,11 +67,10 @@ class KeyPair(Message):
 
 
 class Begin(Message):
-    """The first message: what a worker is.
+    """The first message: what a worker is. With it come descriptors: of the memory in which all remember clients, and
+    of its listening sockets, in the order of ``endpoints``.
 
     :param number: from 1.
-    :param descriptors: of its listening sockets, in the order of ``endpoints``.
-    :param sticky: the descriptor of the memory in which all remember clients.
     :param client_key_secret: the same for all.
     :param shares: whether clients' models and more are shared by Redis; with a secret of the parent's own, nothing is.
     :param not_before: Unix second from which encrypted requests may have been made; None: no limit of its own.
@@ -82,8 +81,6 @@ class Begin(Message):
     number: int
     workers: int
     endpoints: tuple[str, ...]
-    descriptors: tuple[int, ...]
-    sticky: int
     sources: Sources
     client_key_secret: bytes
     shares: bool
@@ -138,6 +135,12 @@ class Returned(Message):
     number: int
 
 
+class Strength(Message):
+    """So many workers accept connections."""
+
+    serving: int
+
+
 class Drain(Message):
     """End in order; further ones change nothing."""
 
@@ -147,12 +150,16 @@ class Hurry(Message):
 
 
 class Report(Message):
-    """A question: all that was counted; a list of Family."""
+    """A question: all that was counted; Told."""
 
     id: int
 
 
 # from a worker
+
+
+class Ready(Message):
+    """A process has loaded what it needs, and waits for its Begin."""
 
 
 class Serving(Message):
@@ -203,6 +210,28 @@ class Banned(Message):
     retry_after: float | None
 
 
+class Cooling(Message):
+    """A model was found failing, or (0 times) working again.
+
+    :param fleet: what was asked of it: the names of what is measured apart.
+    :param until: Unix time at which it may be tried again.
+    :param times: how often in a row it has cooled down.
+    """
+
+    fleet: str
+    model: str
+    until: float
+    times: int
+
+
+class Probing(Message):
+    """One request finds out whether a model works again, or (not ``began``) has ended without telling."""
+
+    fleet: str
+    model: str
+    began: bool
+
+
 class FindDecision(Message):
     """A question: why a request of this client's went where it went; JSON or nothing."""
 
@@ -242,6 +271,16 @@ class Family(Message):
     samples: list[tuple[str, tuple[tuple[str, str], ...], float]]
 
 
+class Told(Message):
+    """What a worker has counted and measured.
+
+    :param health: of each model, as FleetHealth.as_json gives it.
+    """
+
+    families: list[Family]
+    health: dict[str, dict[str, float | bool | None]]
+
+
 ToWorker: TypeAlias = (
     Begin
     | Changed
@@ -250,13 +289,29 @@ ToWorker: TypeAlias = (
     | Go
     | Lent
     | Returned
+    | Strength
     | Drain
     | Hurry
     | Report
     | Banned
+    | Cooling
+    | Probing
     | FindDecision
     | FindAnswer
     | Recent
     | Reply
 )
-ToParent: TypeAlias = Serving | Line | CatalogOutOfDate | Finished | Claim | Banned | FindDecision | FindAnswer | Reply
+ToParent: TypeAlias = (
+    Ready
+    | Serving
+    | Line
+    | CatalogOutOfDate
+    | Finished
+    | Claim
+    | Banned
+    | Cooling
+    | Probing
+    | FindDecision
+    | FindAnswer
+    | Reply
+)

@@ -26,23 +26,27 @@ from chutes_autopilot.settings import Settings
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.site import GatewaySite
 from chutes_autopilot.workers.channel import encoded
+from chutes_autopilot.workers.cooldowns import KnownCooldowns
 from chutes_autopilot.workers.messages import (
     Banned,
     Begin,
     CatalogOutOfDate,
     Changed,
     Claim,
-    Family,
+    Cooling,
     FindAnswer,
     FindDecision,
     Finished,
     Line,
     Message,
+    Probing,
     Recent,
     Reply,
     Report,
     Sources,
     State,
+    Strength,
+    Told,
 )
 from chutes_autopilot.workers.routing import ToldRouting
 from chutes_autopilot.workers.supervision import Seat, Supervisor
@@ -54,7 +58,7 @@ REPORT_SECONDS = 2.0
 END_SECONDS = 5.0
 """How much longer than their grace workers may take to end."""
 
-_families = msgspec.msgpack.Decoder(list[Family]).decode
+_told = msgspec.msgpack.Decoder(Told).decode
 
 
 @attrs.define(eq=False)
@@ -118,6 +122,7 @@ class ParentService(MultiService):
         self._snapshots = snapshots
         self._sources = sources
         self.routing = ToldRouting()
+        self._cooldowns = KnownCooldowns()
         self._told: Catalog | None = None
         self._waiting: Deferred[Any] | None = None
         self._reports = LoopingCall(self._report_soon)
@@ -166,15 +171,13 @@ class ParentService(MultiService):
 
     # what workers are told
 
-    def begin(self, number: int, sticky: int, descriptors: tuple[int, ...]) -> Begin:
+    def begin(self, number: int) -> Begin:
         """The first message for a worker."""
         orders = self._orders
         return Begin(
             number,
             len(self.supervisor.seats),
             orders.endpoints,
-            descriptors,
-            sticky,
             orders.sources,
             orders.client_key_secret,
             orders.shares,
@@ -194,6 +197,7 @@ class ParentService(MultiService):
             told.append(keys)
         if self._snapshots.current.id:
             told.append(_state(self._snapshots.current, whole=True))
+        told += [*self._cooldowns.all, Strength(len(self.supervisor.serving))]
         return [encoded(message) for message in told]
 
     def snapshot_changed(self) -> None:
@@ -233,15 +237,21 @@ class ParentService(MultiService):
                 self._find(seat, message).addErrback(events.failed_unexpectedly, "asking the other workers")
             case Banned():
                 self.supervisor.tell_all(encoded(message))
+            case Cooling() | Probing():
+                self._cooldowns.take(seat.number, message)
+                self.supervisor.tell_all(encoded(message), but=seat)
             case CatalogOutOfDate():
                 self.catalog_out_of_date()
 
     def ended(self, number: int) -> None:
         """A worker is gone."""
         self.totals.ended(number)
+        self.routing.health.ended(number)
+        for message in self._cooldowns.ended(number):
+            self.supervisor.tell_all(encoded(message))
 
     def _take_lines(self, seat: Seat) -> None:
-        for descriptor in seat.channel.take_descriptors() if seat.channel is not None else ():
+        for descriptor in seat.process.channel.take_descriptors() if seat.process is not None else ():
             with suppress(OSError):
                 os.set_blocking(descriptor, False)
                 self._reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, self.site)
@@ -278,8 +288,10 @@ class ParentService(MultiService):
         Deferred.fromCoroutine(self._report()).addErrback(events.failed_unexpectedly, "counting what workers did")
 
     async def _report(self) -> None:
-        for number, told in await self.supervisor.ask_all(Report):
-            self.totals.take(number, _families(told))
+        for number, answer in await self.supervisor.ask_all(Report):
+            told = _told(answer)
+            self.totals.take(number, told.families)
+            self.routing.health.take(number, told.health, self._reactor.seconds())
 
 
 def _state(snapshot: Snapshot, *, whole: bool) -> State:

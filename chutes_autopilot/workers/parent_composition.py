@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -42,8 +43,10 @@ from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.root import build_admin_root
 from chutes_autopilot.web.site import GatewayRequest, GatewaySite
 from chutes_autopilot.workers.figures import recent_of_all
+from chutes_autopilot.workers.link import missing
 from chutes_autopilot.workers.messages import Sources
 from chutes_autopilot.workers.parent import Orders, ParentService, Sealing
+from chutes_autopilot.workers.processes import start_process
 from chutes_autopilot.workers.sockets import Binding
 from chutes_autopilot.workers.supervision import Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
@@ -142,9 +145,9 @@ def build_parent(
     parent = ParentService(orders, reactor, connections, lines, snapshots, for_workers, settings.shutdown_grace)
     started.setServiceParent(parent)
     binding = Binding(reactor, settings.workers)
-    parent.supervisor = Supervisor(
-        reactor, settings.workers, parent, shared_memory(settings.sticky_max_entries), binding.of, write
-    )
+    start = partial(start_process, reactor, write, _loaded_ahead(settings, orders))
+    sticky = shared_memory(settings.sticky_max_entries)
+    parent.supervisor = Supervisor(reactor, settings.workers, parent, start, sticky, binding.of)
     parent.totals = ServiceTotals(metrics)
     metrics.gauge("workers", "Worker processes that accept connections.", lambda: len(parent.supervisor.serving))
     restarts = metrics.counter("worker_restarts", "Worker processes that died and were started again.", "worker")
@@ -157,10 +160,15 @@ def build_parent(
         parent.sealing.keys.changed = parent.keys_changed
 
     feeds = readiness_of(in_force, reactor, snapshots, connections)
+
+    def missing_workers() -> str | None:
+        serving = len(parent.supervisor.serving)
+        return missing(serving, settings.workers) if serving < settings.workers else None
+
     operations = _ServiceOperations(
         lambda: feeds() or (None if parent.supervisor.serving else "not_ready"),
         metrics,
-        None if sharing is None else sharing.trouble,
+        (missing_workers,) if sharing is None else (missing_workers, sharing.trouble),
         parent=parent,
     )
     admin = settings.admin_endpoint is not None
@@ -221,6 +229,17 @@ def build_parent(
     parent.listening.setServiceParent(parent)
     parent.supervisor.setServiceParent(parent)
     return parent
+
+
+def _loaded_ahead(settings: Settings, orders: Orders) -> tuple[str, ...]:
+    """What composition.build loads only where it is wanted, where it is."""
+    wanted = {
+        "chutes_autopilot.chutes_composition": settings.chutes_enabled,
+        "chutes_autopilot.shared_composition": orders.shares,
+        "chutes_autopilot.tracing_composition": settings.tracing_enabled,
+        "chutes_autopilot.workers.sealing": settings.chutes_enabled,
+    }
+    return tuple(module for module, is_wanted in wanted.items() if is_wanted)
 
 
 _SIMULATED = (

@@ -5,9 +5,9 @@ import attrs
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.decision import Decision, RecentDecisions
-from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.relay.explain import Explained
 from chutes_autopilot.web.forwarding import LINES
+from chutes_autopilot.workers.figures import ToldHealth
 from chutes_autopilot.workers.messages import Finished
 
 
@@ -38,9 +38,9 @@ class _Rules:
 
 @attrs.define(eq=False)
 class ToldRouting:
-    """What the explorer reads of a ChatRelay; models' health stays with the workers."""
+    """What the explorer reads of a ChatRelay."""
 
-    health: FleetHealth = attrs.field(factory=FleetHealth)
+    health: ToldHealth = attrs.field(factory=ToldHealth)
     decisions: RecentDecisions[ToldRequest] = attrs.field(factory=RecentDecisions)
     rules: _Rules = attrs.field(factory=_Rules)
 

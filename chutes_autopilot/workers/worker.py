@@ -120,7 +120,7 @@ class Worker:
     def _begin(self, begin: Begin) -> None:
         settings = attrs.evolve(settings_from(begin.sources, begin.workers), client_key_secret=begin.client_key_secret)
         self._level = self._begin_log(begin, settings)
-        self._link = ParentLink(begin, self.channel, self._reactor)
+        self._link = ParentLink(begin, self.channel, self._reactor, self.channel.take_descriptors())
         self._gateway = self._build(settings, begin.endpoints, self._link)
 
     def _change(self, sources: Sources) -> None:
@@ -137,8 +137,7 @@ class Worker:
         gateway.privilegedStartService()
         gateway.startService()
         self._reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
-        for descriptor in self._link.begin.descriptors:
-            os.close(descriptor)  # the ports have their own by now
+        self._link.adopted()
         self._serving = True
         self.channel.send(Serving())
 

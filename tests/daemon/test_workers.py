@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from sealing_client import SealingClient
 ALIAS = "chutesai/AutoPilot"
 COUNT = 2
 TOKEN = "the-operator-s"
+CHATS = "/v1/chutes/chat/completions"
+BACK_SECONDS = 2.0
 PATIENCE = 20.0
 """Seconds that anything may take on a machine with other things to do."""
 
@@ -33,7 +36,12 @@ class Service:
         self.env_file = directory / "env"
         self.env_file.write_text("SHUTDOWN_GRACE_MS=20000\n")
         arguments = ("chutes-autopilot", "--demo", "--workers", str(COUNT), "--env-file", str(self.env_file))
-        environ = {"EXPLORER_ENABLED": "true", "ADMIN_TOKEN": TOKEN, "CACHE_DIR": str(directory)}
+        environ = {
+            "EXPLORER_ENABLED": "true",
+            "ADMIN_TOKEN": TOKEN,
+            "CACHE_DIR": str(directory),
+            "E2EE_KEY_SOURCE": "ephemeral",
+        }
         self.daemon = Daemon((*TWISTD, *arguments), UNWRITABLE, environ, lifetime=180)
         self.simulator = self.daemon.wait_for("the simulator listens on ").partition(",")[0]
         self.port = int(self.daemon.wait_for("listening on http://127.0.0.1:"))
@@ -75,18 +83,22 @@ class Service:
         """Which one answers somebody."""
         return str(json.loads(self.chat(connection, who)[1].read())["model"])
 
-    def worker_of(self, request_id: str) -> int:
-        return int(self.log(rf"\[worker (\d+) chutes_autopilot\] request id={request_id} ")[1])
+    def worker_of(self, connection: HTTPConnection) -> int:
+        """The id of the process that has accepted a connection."""
+        assert self.get(connection, "/healthz") == (200, b"ok")
+        ends = f":{self.port:04X}", f":{connection.sock.getsockname()[1]:04X}"
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        (inode,) = [row[9] for row in rows if (row[1][-5:], row[2][-5:]) == ends]
+        (pid,) = [pid for pid in self.children() if f"socket:[{inode}]" in open_files(pid)]
+        return pid
 
-    def each_worker(self, who: str = "scout") -> dict[int, HTTPConnection]:
-        """A kept-alive connection to each worker; the kernel spreads them by chance."""
+    def each_worker(self) -> dict[int, HTTPConnection]:
+        """A kept-alive connection to each worker, by process id; the kernel spreads them by chance."""
         found: dict[int, HTTPConnection] = {}
         until = time.monotonic() + PATIENCE
         while len(found) < COUNT and time.monotonic() < until:
             connection = self.connect()
-            name, answer = self.chat(connection, who)
-            answer.read()
-            found.setdefault(self.worker_of(name), connection)
+            found.setdefault(self.worker_of(connection), connection)
         assert len(found) == COUNT, "no connection came to some worker"
         return found
 
@@ -102,10 +114,32 @@ class Service:
     def fault(self, **fault: Any) -> None:
         urlopen(Request(f"{self.simulator}/_simulator/faults", json.dumps(fault).encode())).close()  # noqa: S310
 
-    def workers(self) -> list[int]:
-        """Process ids."""
-        children = Path(f"/proc/{self.daemon.process.pid}/task/{self.daemon.process.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+    def children(self) -> list[int]:
+        """Process ids of the workers, and of the spare one."""
+        return children(self.daemon.process.pid)
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def open_files(pid: int) -> set[str]:
+    """What the descriptors of a process are."""
+    directory, found = f"/proc/{pid}/fd", set()
+    for number in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(f"{directory}/{number}"))
+    return found
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether it comes about."""
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +157,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def test_a_client_has_one_model_on_every_worker(service: Service) -> None:
     """Where one client's request failed over at one worker, its next ones go at all of them."""
-    connections = service.each_worker()
+    connections = list(service.each_worker().values())
     service.fault(fault="503", requests=1)
-    models = [service.model(each, "sticky") for _ in range(2) for each in connections.values()]
+    models = [service.model(each, "sticky") for each in (*connections, connections[0])]
     assert set(models) == {models[0]}
-    assert service.model(connections[1], "another") != models[0]
+    assert service.model(connections[0], "another") != models[0]
 
 
 def test_metrics_are_the_sum(service: Service) -> None:
@@ -144,7 +178,7 @@ def test_metrics_are_the_sum(service: Service) -> None:
 def test_what_is_asked_of_any_worker_is_answered(service: Service) -> None:
     """readyz, a decision of whichever worker, the operator's list, the page, its API and its streams."""
     connections = service.each_worker()
-    name, answer = service.chat(connections[1], "owner")
+    name, answer = service.chat(next(iter(connections.values())), "owner")
     answer.read()
     for connection in connections.values():
         assert service.get(connection, "/readyz") == (200, b"ready")
@@ -155,8 +189,7 @@ def test_what_is_asked_of_any_worker_is_answered(service: Service) -> None:
     for connection in connections.values():
         status, recent = service.get(connection, "/v1/autopilot/decisions", Authorization=f"Bearer {TOKEN}")
         assert (status, name in {each["request_id"] for each in json.loads(recent)["decisions"]}) == (200, True)
-    for connection in service.each_worker().values():
-        assert wait_for_200(service, connection, "/api/health")
+    assert soon(lambda: service.get(service.connect(), "/api/health")[0] == 200)  # it begins when the service serves
     for connection in service.each_worker().values():
         status, page = service.get(connection, "/")
         assert (status, b"<!doctype html>" in page) == (200, True)
@@ -172,80 +205,69 @@ def test_what_is_asked_of_any_worker_is_answered(service: Service) -> None:
         connection.close()
 
 
-def wait_for_200(service: Service, connection: HTTPConnection, path: str) -> bool:
-    """Whether it is there soon: the explorer begins when the service serves already."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        if service.get(connection, path)[0] == 200:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_encrypted_requests_meet_one_set_of_keys_and_of_nonces(service: Service) -> None:
-    """Any worker opens what was sealed to any other's report, and a replay is refused wherever it comes."""
-    connections = service.each_worker()
-    reports = [service.get(each, "/v1/attestation/report?signing_algo=ed25519")[1] for each in connections.values()]
+    """Any worker opens what was sealed to any other's report, a replay is refused wherever it comes, and what was
+    signed at one is found at the other, by its caller alone."""
+    one, other = service.each_worker().values()
+    reports = [service.get(each, "/v1/attestation/report?signing_algo=ed25519")[1] for each in (one, other)]
     keys = {json.loads(report)["signing_public_key"] for report in reports}
     assert len(keys) == 1
     client = SealingClient("ed25519", 2, bytes.fromhex(keys.pop()))
-    model = json.loads(service.get(connections[1], "/v1/chutes/models")[1])["data"][0]["id"]
+    model = json.loads(service.get(one, "/v1/chutes/models")[1])["data"][0]["id"]
     headers = dict(line.decode().split(": ") for line in client.headers)
     body = client.body(model, "hello", max_tokens=1)
-    statuses = []
-    for connection in (connections[1], connections[2], connections[1]):
-        connection.request("POST", "/v1/chutes/chat/completions", body, headers)
+    told = []
+    for connection in (one, other, one):
+        connection.request("POST", CHATS, body, headers)
         answer = connection.getresponse()
-        told = json.loads(answer.read())
-        statuses.append((answer.status, told.get("error", {}).get("code")))
-    assert statuses == [(200, None)] + [(400, "e2ee_replay_detected")] * 2
+        told.append((answer.status, json.loads(answer.read())))
+    assert told[0][0] == 200
+    assert [(status, answer["error"]["code"]) for status, answer in told[1:]] == [(400, "e2ee_replay_detected")] * 2
+    signed = f"/v1/signature/{told[0][1]['id']}?signing_algo=ed25519"
+    caller = {"Authorization": headers["Authorization"]} if "Authorization" in headers else {}
+    signatures = {service.get(each, signed, **caller) for each in (other, one)}
+    assert [status for status, _ in signatures] == [200]
+    assert service.get(other, f"/v1/signature/{told[0][1]['id']}x", **caller)[0] == 404
 
 
 def test_a_killed_worker_takes_only_its_own_streams_along(service: Service) -> None:
-    """Others' streams end whole, new connections are served meanwhile, nothing counted is uncounted, and it is back."""
-    streams = {}
-    for number, connection in service.each_worker().items():
-        streams[number] = service.chat(connection, "streaming", stream=True, tokens=100)[1]
-        streams[number].read(1)
+    """Others' streams end whole, new connections are served meanwhile, nothing counted is uncounted, and the process
+    that waited takes its place within two seconds."""
+    service.log("a spare worker waits")
+    (victim, cut), (witness, kept) = service.each_worker().items()
+    short = service.chat(kept, "streaming", stream=True, tokens=25)[1]
+    long = service.chat(cut, "streaming", stream=True, tokens=1000)[1]
+    long.read(1)
     before = service.counter("chutes_autopilot_requests_total{")
     service.forget_log()
-    old = service.workers()
-    os.kill(old[0], signal.SIGKILL)
-    number = int(service.log(r"worker (\d+) has ended \(signal 9\)")[1])
+    spare = set(service.children()) - {victim, witness}
+    os.kill(victim, signal.SIGKILL)
+    number = service.log(r"worker (\d+) has ended \(signal 9\); it is started again at once")[1]
     with pytest.raises(IncompleteRead):
-        streams.pop(number).read()
+        long.read()
     for _ in range(8):
         assert service.get(service.connect(), "/healthz") == (200, b"ok")
-    (whole,) = streams.values()
-    assert whole.read().endswith(b"data: [DONE]\n\n")
-    service.log(rf"\[worker {number} listening.ListeningService\] listening on")
+    assert float(service.log(rf"worker {number} is back after ([0-9.]+) s")[1]) < BACK_SECONDS
+    assert short.read().endswith(b"data: [DONE]\n\n")
     assert service.counter("chutes_autopilot_requests_total{") >= before
     assert service.counter("chutes_autopilot_worker_restarts_total") == 1
     again = service.each_worker()
-    assert (
-        json.loads(service.chat(again[number], "sticky")[1].read())["model"]
-        == json.loads(service.chat(again[3 - number], "sticky")[1].read())["model"]
-    )
+    assert set(again) == {witness, *spare}
+    assert len({service.model(each, "sticky") for each in again.values()}) == 1
+    assert service.get(again[witness], "/readyz") == (200, b"ready")
 
 
 def test_sighup_reaches_every_worker(service: Service) -> None:
     """Changed settings count in all of them."""
     connections = service.each_worker()
-    service.env_file.write_text("SHUTDOWN_GRACE_MS=20000\nMAX_REQUEST_BYTES=10\nMAX_MODEL_LIST_ITEMS=5\n")
-    service.daemon.process.send_signal(signal.SIGHUP)
-    service.log("settings changed")
-    for connection in connections.values():
-        until = time.monotonic() + PATIENCE
-        while (status := refused(service, connection)) != 413 and time.monotonic() < until:
-            time.sleep(0.02)
-        assert status == 413
-    service.env_file.write_text("SHUTDOWN_GRACE_MS=20000\n")
-    service.forget_log()
-    service.daemon.process.send_signal(signal.SIGHUP)
-    service.log("settings changed")
+    for lines, status in (("MAX_REQUEST_BYTES=10\nMAX_MODEL_LIST_ITEMS=5\n", 413), ("", 200)):
+        service.env_file.write_text(f"SHUTDOWN_GRACE_MS=20000\n{lines}")
+        service.daemon.process.send_signal(signal.SIGHUP)
+        for connection in connections.values():
+            assert soon(lambda connection=connection, status=status: answered(service, connection) == status)
 
 
-def refused(service: Service, connection: HTTPConnection) -> int:
+def answered(service: Service, connection: HTTPConnection) -> int:
     answer = service.chat(connection, "big")[1]
     answer.read()
     return int(answer.status)
@@ -255,12 +277,13 @@ def test_sigterm_drains_all(service: Service) -> None:
     """Streams in flight end whole, kept-alive connections learn of it, nobody connects any more; exit code 0."""
     connections = service.each_worker()
     probes = [service.connect() for _ in range(8)]
-    streams = [service.chat(each, "last", stream=True, tokens=60)[1] for each in connections.values()]
+    streams = [service.chat(each, "last", stream=True, tokens=40)[1] for each in connections.values()]
     for stream in streams:
         stream.read(1)
-    pids = service.workers()
+    pids = service.children()
+    service.forget_log()
     service.daemon.process.send_signal(signal.SIGTERM)
-    for number in connections:
+    for number in range(1, COUNT + 1):
         service.log(rf"\[worker {number} workers.worker\] stopping")
     for probe in probes:
         status, told = service.get(probe, "/readyz")
@@ -273,20 +296,19 @@ def test_sigterm_drains_all(service: Service) -> None:
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_no_worker_outlives_its_parent() -> None:
-    """Where the parent is killed, every worker ends by itself."""
-    arguments = ("chutes-autopilot", "--workers", "2")
-    daemon = Daemon((*TWISTD, *arguments), UNWRITABLE, {})
+def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+    """Where the parent is killed, every worker ends by itself; until then their lines are in its log file."""
+    file = tmp_path / "log"
+    command = (*TWISTD, "--logfile", str(file), "chutes-autopilot", "--workers", "2")
+    daemon = Daemon(command, UNWRITABLE, {"SHUTDOWN_GRACE_MS": "1"})
     try:
-        for _ in range(3):  # the parent, and each worker
-            daemon.wait_for("listening.ListeningService] listening on")
-        children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+        for who in ("", "worker 1 ", "worker 2 "):
+            line = f"[{who}listening.ListeningService] listening on"
+            assert soon(lambda line=line: file.exists() and line in file.read_text()), line
+        pids = children(daemon.process.pid)
         daemon.process.kill()
-        until = time.monotonic() + PATIENCE
-        while any(is_running(int(pid)) for pid in children) and time.monotonic() < until:
-            time.sleep(0.02)
-        assert len(children) == 2
-        assert not any(is_running(int(pid)) for pid in children)
+        assert len(pids) >= 2
+        assert soon(lambda: not any(is_running(pid) for pid in pids))
     finally:
         daemon.kill()
 

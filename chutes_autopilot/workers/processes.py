@@ -1,0 +1,150 @@
+"""One process that is a worker, or a spare that may become one: how it is started, told, heard and ended."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport
+from twisted.internet.protocol import Factory, ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.messages import Message, ToParent
+
+CHANNEL = 3
+"""The descriptor at which a worker finds its channel; all others come over that."""
+
+STUCK_SECONDS = 60.0
+"""How long a worker may take nothing of what it is told before it is killed."""
+
+_CODE = (
+    "import json, sys; sys.path[:], ahead = json.loads(sys.argv[1]); "
+    f"from chutes_autopilot.workers.__main__ import main; main({CHANNEL}, ahead)"
+)
+
+
+def _ignore(_said: object) -> None:
+    pass
+
+
+@attrs.define(eq=False)
+class WorkerProcess:
+    """One process, from its start to its end.
+
+    :ivar name: for the log.
+    :ivar received: told of what it says.
+    :ivar gone: told once how it ended.
+    :ivar ended: fires after that.
+    """
+
+    _reactor: Any
+    name: str = "a spare worker"
+    received: Callable[[Any], None] = _ignore
+    gone: Callable[[str], None] = _ignore
+    ended: Deferred[None] = attrs.field(factory=Deferred, init=False)
+    channel: Channel = attrs.field(init=False)
+    transport: IProcessTransport | None = attrs.field(default=None, init=False)
+    _stuck: IDelayedCall | None = attrs.field(default=None, init=False)
+    _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self.channel = Channel(ToParent, self._reactor, lambda message: self.received(message), self._lost)
+        self.channel.full_changed = self._full_changed
+
+    def tell(self, message: Message) -> None:
+        """Tell it; nothing is done where it is gone."""
+        self.channel.send(message)
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        if self.transport is not None:
+            with suppress(ProcessExitedAlready):
+                self.transport.signalProcess("KILL")
+
+    def process_ended(self, reason: Failure) -> None:
+        """It is gone, as Twisted tells it."""
+        self.transport = None
+        self._full_changed(False)
+        self.channel.close()
+        self.gone("by itself" if reason.check(ProcessDone) else _how(reason.value))
+        self.ended.callback(None)
+
+    def _lost(self) -> None:
+        """One that cannot be told anything any more is of no use, should it be alive at all."""
+        self._full_changed(False)
+        self.kill()
+
+    def _full_changed(self, full: bool) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        if full:
+            self._stuck = self._reactor.callLater(STUCK_SECONDS, self._is_stuck)
+
+    def _is_stuck(self) -> None:
+        self._stuck = None
+        self._log.error("{name} hears nothing any more: it is killed", name=self.name)
+        self.kill()
+
+
+class _Process(ProcessProtocol):
+    """One process, as Twisted tells of it."""
+
+    def __init__(self, ended: Callable[[Failure], None], write: Callable[[str], object] | None) -> None:
+        self._ended = ended
+        self._write = write
+        self._line = b""
+
+    def outReceived(self, data: bytes) -> None:
+        """Log lines, where they do not go to standard output."""
+        whole, newline, self._line = (self._line + data).rpartition(b"\n")
+        if self._write is not None and newline:
+            self._write((whole + newline).decode("utf-8", "backslashreplace"))
+
+    def processEnded(self, reason: Failure) -> None:
+        self._ended(reason)
+
+
+def start_process(reactor: Any, write: Callable[[str], object] | None, ahead: Sequence[str]) -> WorkerProcess:
+    """Start one, which says Ready and then waits to be told what it is.
+
+    :param write: takes its log lines; None: it writes to standard output itself.
+    :param ahead: modules that it loads before that, beside those that every worker needs.
+    :raises OSError: no process or no descriptor is left.
+    """
+    process = WorkerProcess(reactor)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        for each in (ours, theirs):
+            each.setblocking(False)
+        output: Any = 1 if write is None else "r"
+        factory: Any = Factory.forProtocol(lambda: process.channel)
+        factory.noisy = False
+        reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+        process.transport = reactor.spawnProcess(
+            _Process(process.process_ended, write),
+            sys.executable,
+            [sys.executable, "-c", _CODE, json.dumps([sys.path, list(ahead)])],
+            env=dict(os.environ),
+            childFDs={0: 0, 1: output, 2: 2, CHANNEL: theirs.fileno()},
+        )
+    except OSError:
+        process.channel.close()
+        raise
+    finally:
+        ours.close()
+        theirs.close()
+    return process
+
+
+def _how(error: Any) -> str:
+    signal_number = getattr(error, "signal", None)
+    return f"signal {signal_number}" if signal_number is not None else f"exit code {getattr(error, 'exitCode', '?')}"

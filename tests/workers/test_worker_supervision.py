@@ -1,0 +1,376 @@
+"""Who sits where among worker processes: the spare, restarts and their pauses, the hung, and the end."""
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from attrs import define, field
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.policy.cooldown import CooldownRules
+from chutes_autopilot.policy.health import FleetHealth
+from chutes_autopilot.web.connections import ClientConnections
+from chutes_autopilot.workers.channel import Channel, encoded
+from chutes_autopilot.workers.link import ParentLink
+from chutes_autopilot.workers.messages import (
+    Begin,
+    Drain,
+    Go,
+    Lent,
+    Ready,
+    Report,
+    Returned,
+    Serving,
+    Sources,
+    Strength,
+    Told,
+    ToWorker,
+)
+from chutes_autopilot.workers.parent import Orders, ParentService
+from chutes_autopilot.workers.processes import STUCK_SECONDS, WorkerProcess
+from chutes_autopilot.workers.supervision import BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
+from chutes_autopilot.workers.totals import ServiceTotals
+
+SOCKETS = {0: (10,), 1: (11,)}
+STICKY = 9
+ORDERS = Orders(("tcp:0",), Sources((), ()), b"secret", False, None, None)
+DEAD, DONE = Failure(ProcessTerminated(signal=9)), Failure(ProcessDone(0))
+
+
+class Wire(StringTransport):
+    """A channel's, which takes descriptors too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.descriptors: list[int] = []
+
+    def sendFileDescriptor(self, descriptor: int) -> None:
+        self.descriptors.append(descriptor)
+
+
+@define(eq=False)
+class Process:
+    """One process as a test sees it; what it does not do itself is the real WorkerProcess."""
+
+    worker: WorkerProcess
+    wire: Wire = field(factory=Wire)
+    signals: list[str] = field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.worker.transport = self  # type: ignore[assignment]
+        self.worker.channel.makeConnection(self.wire)
+
+    def signalProcess(self, name: str) -> None:
+        self.signals.append(name)
+
+    def says(self, message: Any) -> None:
+        self.worker.channel.dataReceived(encoded(message))
+
+    def ends(self, reason: Failure = DEAD) -> None:
+        self.worker.process_ended(reason)
+
+    def told(self) -> list[Any]:
+        """What it was told since this was asked last."""
+        heard: list[Any] = []
+        side = Channel(ToWorker, Clock(), heard.append, lambda: None)
+        side.dataReceived(self.wire.value())
+        self.wire.clear()
+        return heard
+
+    def hears(self) -> list[str]:
+        """The names of that."""
+        return [type(message).__name__ for message in self.told()]
+
+
+class RunningClock(Clock):
+    def callWhenRunning(self, call: Any) -> None:
+        call()
+
+
+@define(eq=False)
+class World:
+    """A parent of two workers whose processes are pretended."""
+
+    clock: RunningClock = field(factory=RunningClock)
+    processes: list[Process] = field(factory=list)
+    restarted: list[int] = field(factory=list)
+    no_more: bool = False
+    parent: ParentService = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        connections = [ClientConnections(9) for _ in range(2)]
+        self.parent = parent = ParentService(
+            ORDERS, self.clock, *connections, SnapshotHolder(), lambda: ORDERS.sources, 5.0
+        )
+        parent.supervisor = Supervisor(self.clock, 2, parent, self._start, STICKY, SOCKETS.__getitem__)
+        parent.supervisor.restarts = self.restarted.append
+        parent.totals = ServiceTotals(CollectorRegistry())
+        parent.supervisor.startService()
+
+    def _start(self) -> WorkerProcess:
+        if self.no_more:
+            raise OSError(11, "Resource temporarily unavailable")
+        self.processes.append(Process(WorkerProcess(self.clock)))
+        return self.processes[-1].worker
+
+    def serve(self) -> tuple[Process, Process, Process]:
+        """Both workers serve; they, and the spare that waits."""
+        for process in self.processes[:2]:
+            process.says(Serving())
+        first, second, spare = self.processes
+        spare.says(Ready())
+        for process in self.processes:
+            process.told()
+        return first, second, spare
+
+
+def test_a_dead_worker_is_followed_by_the_spare_at_once() -> None:
+    """It takes the seat in the same moment, another accepts for it until it serves, and then a new spare is started."""
+    world = World()
+    assert [process.hears()[:1] + process.wire.descriptors for process in world.processes] == [
+        ["Begin", STICKY, 10],
+        ["Begin", STICKY, 11],
+    ]
+    first, second, spare = world.serve()
+    assert (spare.hears(), spare.wire.descriptors) == ([], [])
+    first.ends()
+    begin, strength, go = spare.told()
+    assert (type(begin), begin.number, spare.wire.descriptors) == (Begin, 1, [STICKY, 10])
+    assert (strength, go) == (Strength(1), Go())
+    assert second.told() == [Strength(1), Lent(1)]
+    assert second.wire.descriptors[-1:] == [10]
+    assert (world.restarted, len(world.processes)) == ([1], 3)
+    world.clock.advance(0.2)
+    spare.says(Serving())
+    assert second.told() == [Returned(1), Strength(2)]
+    assert (len(world.processes), world.processes[3].hears()) == (4, [])
+
+
+def test_a_worker_that_dies_while_there_is_no_spare_is_started_at_once() -> None:
+    """As where two die in one moment."""
+    world = World()
+    first, second, _ = world.serve()
+    first.ends()
+    second.ends()
+    assert len(world.processes) == 4
+    assert [each.told()[0].number for each in world.processes[2:]] == [1, 2]
+
+
+def test_one_that_dies_again_and_again_is_started_ever_later() -> None:
+    """The first time at once, then after pauses that double up to half a minute; after a minute of life at once."""
+    world = World()
+    world.processes[1].says(Serving())
+    pauses = []
+    for _ in range(9):
+        began = world.clock.seconds()
+        count = len(world.processes)
+        sitting = next(p for p in world.processes if p.worker is world.parent.supervisor.seats[0].process)
+        sitting.ends(DONE)
+        while len(world.processes) == count:
+            world.clock.advance(0.25)
+        pauses.append(world.clock.seconds() - began)
+    assert pauses == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
+    world.clock.advance(LIVED_SECONDS)
+    count = len(world.processes)
+    world.processes[-1].ends()
+    assert len(world.processes) == count + 1
+
+
+def test_a_spare_that_dies_is_replaced_later() -> None:
+    """It is of no use to anybody meanwhile, and nobody's seat."""
+    world = World()
+    _, second, spare = world.serve()
+    spare.ends()
+    assert (second.told(), len(world.processes), world.restarted) == ([], 3, [])
+    world.clock.advance(BACKOFF_LONGEST)
+    assert len(world.processes) == 4
+
+
+def test_a_process_that_cannot_be_started_is_tried_again() -> None:
+    """No process or no descriptor is left: the others serve on."""
+    world = World()
+    first, second, _ = world.serve()
+    world.no_more = True
+    first.ends()
+    second.ends()
+    world.no_more = False
+    assert len(world.processes) == 3
+    world.clock.advance(BACKOFF_LONGEST)
+    assert world.processes[3].told()[0].number == 2
+
+
+def test_a_worker_that_hears_nothing_any_more_is_killed() -> None:
+    """When what it is told has waited for a minute; one that takes it in time is not."""
+    world = World()
+    first, second, _ = world.serve()
+    for slow in (first, second):
+        slow.wire.producer.pauseProducing()
+    world.clock.advance(STUCK_SECONDS - 0.5)
+    second.wire.producer.resumeProducing()
+    assert (first.signals, second.signals) == ([], [])
+    world.clock.advance(0.5)
+    assert (first.signals, second.signals) == (["KILL"], [])
+
+
+def test_one_that_cannot_be_told_anything_is_killed() -> None:
+    """Its channel is closed, whatever it does itself."""
+    world = World()
+    first, *_ = world.serve()
+    first.worker.channel.connectionLost()
+    assert first.signals == ["KILL"]
+
+
+def test_the_end_waits_for_those_who_serve() -> None:
+    """They are asked to drain; who does not serve is killed, the spare too, and nobody is started again."""
+    world = World()
+    first, second, third = world.serve()
+    first.ends()
+    drained = Deferred.fromCoroutine(world.parent.supervisor.drain())
+    assert second.told()[-1] == Drain()
+    assert (second.signals, third.signals) == ([], ["KILL"])
+    third.ends()
+    assert not drained.called
+    second.ends(DONE)
+    assert drained.called
+    world.clock.advance(LIVED_SECONDS)
+    assert len(world.processes) == 3
+
+
+@define(eq=False)
+class Worker:
+    """The worker's side in one of the pretended processes."""
+
+    process: Process
+    clock: Clock
+    health: FleetHealth = field(factory=lambda: FleetHealth(CooldownRules(failures=1, first=10.0)))
+    link: ParentLink = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        heard: list[Any] = []
+        channel = Channel(ToWorker, self.clock, heard.append, lambda: None)
+        channel.makeConnection(StringTransport())
+        channel.dataReceived(self.process.wire.value())
+        self.process.wire.clear()
+        descriptors = tuple(os.dup(0) for _ in range(2))
+        self.link = ParentLink(heard.pop(0), channel, self.clock, descriptors)
+        self.link.share_cooldowns({"chat": self.health})
+        for message in heard:
+            self.link.heard(message)
+
+    def talk(self) -> None:
+        """Whatever was said by either side is heard by the other."""
+        said = self.link.channel.transport.value()  # type: ignore[union-attr]
+        self.link.channel.transport.clear()  # type: ignore[union-attr]
+        self.process.worker.channel.dataReceived(said)
+        for message in self.process.told():
+            self.link.heard(message)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[World, list[Worker]]]:
+    """A parent and its two workers, which serve."""
+    world = World()
+    workers = [Worker(process, world.clock) for process in world.processes]
+    for worker in workers:
+        worker.process.says(Serving())
+    yield world, workers
+    for worker in workers:
+        worker.link.adopted()
+
+
+def talk(workers: list[Worker]) -> None:
+    for worker in workers * 2:
+        worker.talk()
+
+
+def test_what_one_worker_finds_failing_all_leave_alone(pair: tuple[World, list[Worker]]) -> None:
+    """From then on, those too that begin later; one request of all of them finds out if it is over, and an answer
+    ends it everywhere."""
+    world, (one, two) = pair
+    one.health.failed("a", 0.0)
+    talk([one, two])
+    assert two.health.cooling(0.0) == {"a"}
+    two.process.ends()
+    three = Worker(world.processes[2], world.clock)
+    assert three.health.cooling(0.0) == {"a"}
+    world.clock.advance(10.0)
+    assert one.health.started("a", 10.0)
+    talk([one, three])
+    assert three.health.cooling(10.0) == {"a"}
+    assert not three.health.started("a", 10.0)
+    one.health.abandoned("a")
+    talk([one, three])
+    assert three.health.started("a", 11.0)
+    three.health.succeeded("a", None, 12.0)
+    talk([three, one])
+    assert one.health.cooling(12.0) == frozenset()
+    three.link.adopted()
+
+
+def test_a_probe_that_dies_with_its_worker_is_over(pair: tuple[World, list[Worker]]) -> None:
+    """Another worker begins one at once."""
+    world, (one, two) = pair
+    one.health.failed("a", 0.0)
+    talk([one, two])
+    world.clock.advance(10.0)
+    assert one.health.started("a", 10.0)
+    talk([one, two])
+    assert not two.health.started("a", 10.0)
+    one.process.ends()
+    two.talk()
+    assert two.health.started("a", 10.0)
+
+
+def test_readyz_of_any_worker_says_who_is_missing(pair: tuple[World, list[Worker]]) -> None:
+    """From the moment when one is gone until the next one serves."""
+    world, (one, two) = pair
+    talk([one, two])
+    assert (one.link.missing(), two.link.missing()) == (None, None)
+    one.process.ends()
+    two.talk()
+    assert two.link.missing() == "1 of 2 workers is missing"
+    world.processes[2].says(Serving())
+    two.talk()
+    assert two.link.missing() is None
+
+
+def test_the_explorer_sees_how_models_fare_at_all_workers(pair: tuple[World, list[Worker]]) -> None:
+    """What each has measured, as one; what cools down counts on between two reports; of the dead nothing."""
+    world, (one, two) = pair
+    health = world.parent.routing.health
+    for worker, seconds in ((one, 0.1), (two, 0.3)):
+        worker.health.streamed("a", 11, None, seconds * 10, 0.0)
+        worker.health.succeeded("a", None, 0.0)
+    two.health.failed("b", 0.0)
+    health.take(1, one.health.as_json(0.0), 0.0)
+    health.take(2, two.health.as_json(0.0), 0.0)
+    figures = health.figures("a", 0.0)
+    assert figures is not None
+    assert (figures["between_events_ms"], figures["successes"]) == (200.0, 2)
+    assert health.cooling(9.0) == {"b"}
+    assert (health.figures("b", 4.0) or {})["cooling_ms"] == 6000.0
+    assert health.cooling(10.0) == frozenset()
+    two.process.ends()
+    assert health.figures("b", 0.0) is None
+
+
+def test_a_report_tells_what_is_measured_of_chat(pair: tuple[World, list[Worker]]) -> None:
+    """Beside what is counted, so that the explorer has both by one question."""
+    _, (one, _) = pair
+    one.health.failed("a", 0.0)
+
+    one.link.relay = SimpleNamespace(metrics=CollectorRegistry())  # type: ignore[assignment]
+    asked = one.process.worker.channel.ask(Report)
+    one.talk()
+    one.talk()
+    told = msgspec.msgpack.decode(asked.result, type=Told)
+    assert (told.families, told.health["a"]["cooling_ms"]) == ([], 10_000.0)
