@@ -19,7 +19,7 @@ from twisted.python.logfile import LogFile
 
 from chutes_autopilot import __version__
 from chutes_autopilot.composition import GatewayService, build
-from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
+from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.listening import check_endpoint
 from chutes_autopilot.observe.logs import TextStream, WholeLines, filtered, log_observer
@@ -248,15 +248,17 @@ def makeService(options: Options) -> MultiService:
     root = LoggedService(options.observer)
     gateway = _build(options)
     gateway.setServiceParent(root)
-    if gateway.connections.limit < options.settings.max_connections:
+    asked, workers = options.settings.max_connections, options.settings.workers
+    limit = min(asked, workers * connection_limit(-(-asked // workers)))
+    if limit < asked:
         _log.warn(
             "at most {limit} client connections at once: MAX_CONNECTIONS={asked} needs {wanted} file descriptors",
-            limit=gateway.connections.limit,
-            asked=options.settings.max_connections,
-            wanted=wanted,
+            limit=limit,
+            asked=asked,
+            wanted=-(-wanted // workers),
         )
     else:
-        _log.info("at most {limit} client connections at once", limit=gateway.connections.limit)
+        _log.info("at most {limit} client connections at once", limit=limit)
     stop = partial(_stop, gateway)
     reload = _reload(options, gateway)
     take_signals(reactor, {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload})

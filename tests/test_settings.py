@@ -725,3 +725,10 @@ def test_workers_are_a_number_or_the_cores() -> None:
     assert (read({"WORKERS": "3"}).workers, read({"WORKERS": "auto"}).workers >= 1) == (3, True)
     for wrong in ("0", "257", "many"):
         assert faults({"WORKERS": wrong})[0].startswith("WORKERS: must be a whole number of processes from 1 to 256")
+
+
+def test_more_workers_than_cores_are_surely_not_meant() -> None:
+    """They would only take turns; auto never is too many."""
+    (warning,) = read({"WORKERS": "256"}).warnings
+    assert warning.startswith("WORKERS is 256, more than the cores this service may use: ")
+    assert read({"WORKERS": "auto"}).warnings == ()

@@ -67,8 +67,11 @@ async def _taken(reactor: Any, endpoint: str, error: CannotListenError) -> Findi
     answer = await _ask_readyz(reactor, endpoint, error)
     found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
     code = re.search(rb'"code": ?"([a-z_]{1,40})"', answer)
-    if found and found[1] == b"200" and answer.endswith(b"\r\n\r\nready"):
-        return ok("listen", endpoint, "a gateway listens there, and is ready")
+    if found and found[1] == b"200" and (ready := re.search(rb"\r\n\r\nready(?:; ([ -~]{1,200}))?$", answer)):
+        if ready[1] is None:
+            return ok("listen", endpoint, "a gateway listens there, and is ready")
+        message = f"a gateway listens there, and is ready, but: {ready[1].decode()}"
+        return warn("listen", endpoint, message, "see its log")
     if found and found[1] == b"503" and code and code[1].decode() in _NOT_READY:
         name = code[1].decode()
         return warn("listen", endpoint, f"a gateway listens there, and is not ready: {name}", _NOT_READY[name])

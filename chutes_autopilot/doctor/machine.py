@@ -9,13 +9,17 @@ from chutes_autopilot.e2ee_keys import read_keys
 from chutes_autopilot.explorer_composition import read_webhooks
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError, describe, read_settings
-from chutes_autopilot.settings.parsing import available_cores
+from chutes_autopilot.workers.link import share_of
+
+PROCESS_MIB = 45
+"""What one process of several has for itself alone when it is idle (docs/scaling.md)."""
 
 _SOON = 86_400.0
 _REFUSED = "the gateway does not start like this"
 _ADVICE = {
     "CLIENT_KEY_SECRET": "give every replica the same (openssl rand -hex 32)",
     "CHUTES_API_KEY": "set it, or CHUTES_API_KEY_FILE",
+    "WORKERS": "more make nothing faster: set it to auto",
     "TOKEN": "set it, or TOKEN_FILE, where others than this machine are to be served",
 }
 """What to do about the warnings of the start."""
@@ -53,26 +57,24 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
 
 
 def check_workers(settings: Settings, endpoints: Sequence[str]) -> Iterator[Finding]:
-    """Whether so many processes can share the endpoints, and have a core each."""
-    if settings.workers == 1:
+    """Whether so many processes can share the endpoints, and what they take."""
+    workers = settings.workers
+    if workers == 1:
         return
     for endpoint in endpoints:
         if endpoint.startswith(("systemd:", "haproxy:systemd:")):
-            seen = f"the endpoint {endpoint} cannot be shared by {settings.workers} workers"
+            seen = f"the endpoint {endpoint} cannot be shared by {workers} workers"
             yield fail("limits", "WORKERS", seen, "let the service listen itself, or set WORKERS to 1")
-    cores = available_cores()
-    if settings.workers > cores:
-        seen = f"{settings.workers} workers on {cores} cores"
-        yield warn("limits", "WORKERS", seen, f"more than {cores} make nothing faster: set it to auto")
-    else:
-        yield ok("limits", "WORKERS", f"{settings.workers} workers, a core each")
+    memory = (workers + 2) * PROCESS_MIB
+    yield ok("limits", "WORKERS", f"{workers} workers, a spare one and their parent take {memory} MiB when idle")
 
 
 def check_descriptors(settings: Settings) -> Finding:
-    """Whether the process may have as many connections as MAX_CONNECTIONS says; raises this one's limit to see."""
-    wanted = enough_descriptors(settings.max_connections, settings.max_inflight_requests)
+    """Whether the service may have as many connections as MAX_CONNECTIONS says; raises this process's limit to see."""
+    one = share_of(settings, settings.workers)
+    wanted = enough_descriptors(one.max_connections, one.max_inflight_requests)
     raise_descriptor_limit(wanted)
-    limit = connection_limit(settings.max_connections)
+    limit = min(settings.max_connections, settings.workers * connection_limit(one.max_connections))
     if limit < settings.max_connections:
         advice = f"allow {wanted} open files (ulimit -n, LimitNOFILE, ulimits), or set MAX_CONNECTIONS to {limit}"
         return warn("limits", "MAX_CONNECTIONS", f"only {limit} of {settings.max_connections} connections fit", advice)

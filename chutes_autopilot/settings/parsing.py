@@ -6,6 +6,7 @@ Each raises ValueError that says what is allowed. What was given is repeated onl
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from urllib.parse import urlsplit
@@ -56,9 +57,12 @@ def workers(text: str) -> int:
     if text.lower() == "auto":
         return min(MAX_WORKERS, available_cores())
     try:
-        return integer("processes", MAX_WORKERS)(text)
+        count = integer("processes", MAX_WORKERS)(text)
     except ValueError as fault:
         raise ValueError(f"{fault}; or auto, for the cores of this machine") from None
+    if count > 1 and sys.platform != "linux":
+        raise ValueError("must be 1 here: several processes need Linux")
+    return count
 
 
 def milliseconds(highest: int = MAX_MS, *, off: bool = False) -> Callable[[str], float]:

@@ -8,6 +8,7 @@ from chutes_autopilot.policy.alias_file import AliasFile, read_alias_file
 from chutes_autopilot.settings.chutes import CHUTES_SETTINGS
 from chutes_autopilot.settings.explorer import EXPLORER_SETTINGS
 from chutes_autopilot.settings.gateway import GATEWAY_SETTINGS
+from chutes_autopilot.settings.parsing import available_cores
 from chutes_autopilot.settings.resilience import PROFILE, RESILIENCE_SETTINGS
 from chutes_autopilot.settings.tracing import TRACING_SETTINGS
 from chutes_autopilot.settings.values import Setting, Settings, SettingsError
@@ -117,6 +118,8 @@ def _warnings(environ: Mapping[str, str], values: Mapping[str, Any]) -> Iterator
         yield "TOKEN is not configured: the Chutes route serves direct requests from this machine only"
     if values["redis_url"] is not None and values["client_key_secret"] is None:
         yield "CLIENT_KEY_SECRET is not configured: by REDIS_URL replicas share nothing but nonces"
+    if values["workers"] > (there := available_cores()):
+        yield f"WORKERS is {values['workers']}, more than the cores this service may use: {there}"
 
 
 def describe(settings: Settings) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trustme
 from doctor_platform import NOW, Platform, answer, models, row
@@ -24,7 +25,7 @@ from chutes_autopilot.doctor.feeds import check_age
 from chutes_autopilot.doctor.findings import Finding
 from chutes_autopilot.doctor.key import check_form
 from chutes_autopilot.doctor.listeners import check_endpoint_free
-from chutes_autopilot.doctor.machine import check_key_file, check_settings, check_workers
+from chutes_autopilot.doctor.machine import check_descriptors, check_key_file, check_settings, check_workers
 from chutes_autopilot.doctor.routing import check_models, check_rules
 from chutes_autopilot.policy.catalog import parse_catalog
 from chutes_autopilot.policy.ranking import rank
@@ -234,6 +235,7 @@ STALE = answer({"error": {"message": "x", "type": "not_ready", "param": None, "c
     ("said", "level", "message"),
     [
         (READY, "ok", "a gateway listens there, and is ready"),
+        (answer(b"ready; 1 of 2 workers is missing"), "warn", "is ready, but: 1 of 2 workers is missing"),
         (STALE, "warn", "not ready: stale_snapshot"),
         (answer(b"", 500, NOW, "x-request-id: 1"), "warn", "/readyz: 500"),
         (answer(b"It works!"), "fail", "another program"),
@@ -288,22 +290,6 @@ def test_settings_that_are_legal_and_will_not_do() -> None:
     found = {finding.subject: finding.level for finding in check_settings(read_settings(environ, lambda path: ""))}
     warned = dict.fromkeys(("HTTPS_PROXY", "CHUTES_API_KEY", "TOKEN", "CLIENT_KEY_SECRET"), "warn")
     assert found == {"values": "ok", **warned}
-
-
-@pytest.mark.parametrize(
-    ("workers", "endpoint", "levels"),
-    [
-        ("1", "systemd:domain=INET:index=0", []),
-        ("2", "tcp:8080", ["ok"]),
-        ("3", "tcp:8080", ["warn"]),
-        ("2", "systemd:domain=INET:index=0", ["fail", "ok"]),
-    ],
-)
-def test_the_number_of_workers(monkeypatch: pytest.MonkeyPatch, workers: str, endpoint: str, levels: list[str]) -> None:
-    """A core each, and endpoints that they can share."""
-    monkeypatch.setattr("chutes_autopilot.doctor.machine.available_cores", lambda: 2)
-    settings = read_settings({"WORKERS": workers}, lambda path: "")
-    assert [finding.level for finding in check_workers(settings, [endpoint])] == levels
 
 
 def test_what_would_keep_the_gateway_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,3 +354,18 @@ async def test_the_collector_of_traces_is_looked_for_too(settings_for: MakeSetti
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     assert "connect 127.0.0.1:1" not in await examined(settings_for(**collector))
     assert (await examined(settings_for(TRACING_ENABLED="true", **collector)))["connect 127.0.0.1:1"].level == "fail"
+
+
+def test_what_several_workers_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is told, a socket of systemd cannot be theirs, and each needs descriptors for its share alone."""
+    several = read_settings({"WORKERS": "4", "MAX_CONNECTIONS": "4000"}, lambda path: "")
+    refused, memory = check_workers(several, ("systemd:domain=INET:index=0", "tcp:8080"))
+    assert (refused.level, memory.level) == ("fail", "ok")
+    assert "systemd:domain=INET:index=0" in refused.message
+    assert memory.message == "4 workers, a spare one and their parent take 270 MiB when idle"
+    assert list(check_workers(read_settings({}, lambda path: ""), ("systemd:x",))) == []
+    monkeypatch.setattr("chutes_autopilot.descriptors.resource.getrlimit", lambda _: (1500, 1500))
+    monkeypatch.setattr("chutes_autopilot.descriptors.resource.setrlimit", lambda *_: None)
+    assert check_descriptors(several).level == "ok"
+    one = check_descriptors(attrs.evolve(several, workers=1))
+    assert (one.level, one.message) == ("warn", "only 1200 of 4000 connections fit")
