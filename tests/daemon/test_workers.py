@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 from daemon_process import ROOT, TWISTD, UNWRITABLE, Daemon
+from redis_process import RedisProcess
 
 sys.path.append(str(ROOT / "tests" / "loopback"))
 from sealing_client import SealingClient
@@ -29,38 +31,19 @@ PATIENCE = 20.0
 """Seconds that anything may take on a machine with other things to do."""
 
 
-class Service:
-    """A running demo of COUNT workers, whose log is read as it comes."""
+class Workers:
+    """Running workers of one parent."""
 
-    def __init__(self, directory: Path) -> None:
-        self.env_file = directory / "env"
-        self.env_file.write_text("SHUTDOWN_GRACE_MS=20000\n")
-        arguments = ("chutes-autopilot", "--demo", "--workers", str(COUNT), "--env-file", str(self.env_file))
-        environ = {
-            "EXPLORER_ENABLED": "true",
-            "ADMIN_TOKEN": TOKEN,
-            "CACHE_DIR": str(directory),
-            "E2EE_KEY_SOURCE": "ephemeral",
-        }
-        self.daemon = Daemon((*TWISTD, *arguments), UNWRITABLE, environ, lifetime=180)
-        self.simulator = self.daemon.wait_for("the simulator listens on ").partition(",")[0]
-        self.port = int(self.daemon.wait_for("listening on http://127.0.0.1:"))
+    def __init__(self, daemon: Daemon, port: int) -> None:
+        self.daemon = daemon
+        self.port = port
         self.opened: list[Any] = []
         self.asked = 0
 
-    def log(self, pattern: str) -> re.Match[str]:
-        """The first line so far, or to come, in which a pattern is found."""
-        for line in self.daemon.output:
-            if found := re.search(pattern, line):
-                return found
-        for line in self.daemon.process.stdout:
-            self.daemon.output.append(line)
-            if found := re.search(pattern, line):
-                return found
-        raise AssertionError(f"no {pattern!r} in {''.join(self.daemon.output)}")
-
-    def forget_log(self) -> None:
-        self.daemon.output.clear()
+    def close(self) -> None:
+        for opened in self.opened:
+            opened.close()
+        self.daemon.kill()
 
     def connect(self) -> HTTPConnection:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -107,16 +90,48 @@ class Service:
         answer = connection.getresponse()
         return answer.status, answer.read()
 
+    def children(self) -> list[int]:
+        """Process ids of the workers, and of the spare one."""
+        return children(self.daemon.process.pid)
+
+
+class Service(Workers):
+    """A demo of COUNT workers, whose log is read as it comes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.env_file = directory / "env"
+        self.env_file.write_text("SHUTDOWN_GRACE_MS=20000\n")
+        arguments = ("chutes-autopilot", "--demo", "--workers", str(COUNT), "--env-file", str(self.env_file))
+        environ = {
+            "EXPLORER_ENABLED": "true",
+            "ADMIN_TOKEN": TOKEN,
+            "CACHE_DIR": str(directory),
+            "E2EE_KEY_SOURCE": "ephemeral",
+        }
+        daemon = Daemon((*TWISTD, *arguments), UNWRITABLE, environ, lifetime=180)
+        self.simulator = daemon.wait_for("the simulator listens on ").partition(",")[0]
+        super().__init__(daemon, int(daemon.wait_for("listening on http://127.0.0.1:")))
+
+    def log(self, pattern: str) -> re.Match[str]:
+        """The first line so far, or to come, in which a pattern is found."""
+        for line in self.daemon.output:
+            if found := re.search(pattern, line):
+                return found
+        for line in self.daemon.process.stdout:
+            self.daemon.output.append(line)
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"no {pattern!r} in {''.join(self.daemon.output)}")
+
+    def forget_log(self) -> None:
+        self.daemon.output.clear()
+
     def counter(self, name: str) -> float:
         text = self.get(self.connect(), "/metrics")[1].decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     def fault(self, **fault: Any) -> None:
         urlopen(Request(f"{self.simulator}/_simulator/faults", json.dumps(fault).encode())).close()  # noqa: S310
-
-    def children(self) -> list[int]:
-        """Process ids of the workers, and of the spare one."""
-        return children(self.daemon.process.pid)
 
 
 def children(parent: int) -> list[int]:
@@ -150,9 +165,48 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             running.log(rf"\[worker {number} listening.ListeningService\] listening on")
         yield running
     finally:
-        for opened in running.opened:
-            opened.close()
-        running.daemon.kill()
+        running.close()
+
+
+SECRET = "the-secret-of-all-replicas"
+CALLER = "alice-token"
+
+
+@pytest.fixture(scope="module")
+def sharing(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workers, RedisProcess]]:
+    """Workers with a Redis, in front of the demo's simulator; their log is a file, so standard output stays empty."""
+    with TemporaryDirectory(prefix="redis-") as directory, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.close()
+        redis = RedisProcess(Path(directory), "--port", str(port), "--bind", "127.0.0.1")
+        redis.start()
+        simulator, log = service.simulator, tmp_path_factory.mktemp("sharing") / "log"
+        environ = {
+            "WORKERS": str(COUNT),
+            "REDIS_URL": f"redis://127.0.0.1:{port}/0",
+            "CLIENT_KEY_SECRET": SECRET,
+            "BACKEND_BASE_URL": simulator,
+            "MODELS_URL": f"{simulator}/v1/models",
+            "UTILIZATION_URL": f"{simulator}/chutes/utilization",
+            "CHUTES_ENABLED": "true",
+            "CHUTES_BASE_URL": simulator,
+            "CHUTES_API_KEY": "cpk_simulated",
+            "TOKEN": CALLER,
+            "E2EE_KEY_SOURCE": "ephemeral",
+            "E2EE_ATTESTATION": "off",
+            "SHUTDOWN_GRACE_MS": "1",
+        }
+        daemon = Daemon((*TWISTD, "--logfile", str(log), "chutes-autopilot"), UNWRITABLE, environ, lifetime=180)
+        workers = Workers(daemon, 0)
+        try:
+            lines = [f"[worker {number} listening.ListeningService] listening on" for number in range(1, COUNT + 1)]
+            assert soon(lambda: log.exists() and all(line in log.read_text() for line in lines))
+            workers.port = int(re.findall(r"listening on http://127.0.0.1:(\d+)", log.read_text())[0])
+            yield workers, redis
+        finally:
+            workers.close()
+            redis.kill()
 
 
 def test_a_client_has_one_model_on_every_worker(service: Service) -> None:
@@ -230,6 +284,43 @@ def test_encrypted_requests_meet_one_set_of_keys_and_of_nonces(service: Service)
     assert service.get(other, f"/v1/signature/{told[0][1]['id']}x", **caller)[0] == 404
 
 
+def test_with_redis_workers_are_like_replicas(service: Service, sharing: tuple[Workers, RedisProcess]) -> None:
+    """A client's model and a nonce are known at each by Redis. While it is gone, requests are served and both workers
+    say what is missing; encrypted ones are refused until it is back."""
+    workers, redis = sharing
+    each = list(workers.each_worker().values())
+    assert soon(lambda: all(workers.get(worker, "/readyz") == (200, b"ready") for worker in each))
+    service.fault(fault="503", requests=1)
+    model = workers.model(each[0], "sticky")
+    assert workers.model(each[1], "sticky") == model
+    key = json.loads(workers.get(each[0], "/v1/attestation/report?signing_algo=ed25519", **bearer(CALLER))[1])
+    client = SealingClient("ed25519", 2, bytes.fromhex(key["signing_public_key"]))
+    body = client.body(model, "hello", max_tokens=1)
+    assert [sealed(worker, client, body) for worker in (*each, each[0])] == [200, 400, 400]
+    redis.kill()
+    for worker in each:
+        assert soon(lambda worker=worker: b"nothing is shared" in workers.get(worker, "/readyz")[1])
+        assert sealed(worker, client, client.body(model, "hello", max_tokens=1)) == 503
+    assert workers.model(each[1], "sticky") == model
+    redis.start()
+    assert soon(lambda: all(workers.get(worker, "/readyz") == (200, b"ready") for worker in each))
+    again = SealingClient("ed25519", 2, bytes.fromhex(key["signing_public_key"]))
+    assert soon(lambda: sealed(each[1], again, again.body(model, "hello", max_tokens=1)) == 200)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def sealed(connection: HTTPConnection, client: SealingClient, body: bytes) -> int:
+    """The status of an encrypted request."""
+    headers = bearer(CALLER) | dict(line.decode().split(": ") for line in client.headers)
+    connection.request("POST", CHATS, body, headers)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
 def test_a_killed_worker_takes_only_its_own_streams_along(service: Service) -> None:
     """Others' streams end whole, new connections are served meanwhile, nothing counted is uncounted, and the process
     that waited takes its place within two seconds."""
@@ -296,21 +387,13 @@ def test_sigterm_drains_all(service: Service) -> None:
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
-    """Where the parent is killed, every worker ends by itself; until then their lines are in its log file."""
-    file = tmp_path / "log"
-    command = (*TWISTD, "--logfile", str(file), "chutes-autopilot", "--workers", "2")
-    daemon = Daemon(command, UNWRITABLE, {"SHUTDOWN_GRACE_MS": "1"})
-    try:
-        for who in ("", "worker 1 ", "worker 2 "):
-            line = f"[{who}listening.ListeningService] listening on"
-            assert soon(lambda line=line: file.exists() and line in file.read_text()), line
-        pids = children(daemon.process.pid)
-        daemon.process.kill()
-        assert len(pids) >= 2
-        assert soon(lambda: not any(is_running(pid) for pid in pids))
-    finally:
-        daemon.kill()
+def test_no_worker_outlives_its_parent(sharing: tuple[Workers, RedisProcess]) -> None:
+    """Where the parent is killed, every worker ends by itself."""
+    workers, _ = sharing
+    pids = workers.children()
+    assert len(pids) >= COUNT
+    workers.daemon.process.kill()
+    assert soon(lambda: not any(is_running(pid) for pid in pids))
 
 
 def is_running(pid: int) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from chutes_autopilot.explorer.changes import Change, ChangeType
 from chutes_autopilot.explorer.webhook_config import WebhookEndpoint
 from chutes_autopilot.explorer.webhook_events import EVENT_TYPES, EventType
+from chutes_autopilot.explorer_composition import of_one
 from chutes_autopilot.explorer_live.webhook_sending import SendFailed
 from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, MAX_AT_ONCE_PER_ENDPOINT, RETRY_DELAYS, Webhooks
 from chutes_autopilot.storage.sqlite_database import DatabaseUnavailable
@@ -332,3 +334,16 @@ async def test_an_error_of_our_own_is_a_failed_attempt(start: StartHooks, log: l
     assert "s3cret" not in "".join(log)
     await hooks.advance(5)
     assert hooks.queue.waiting == 0
+
+
+def test_of_replicas_that_share_one_tells() -> None:
+    """Whoever holds the lock, for as long as it does; a replica alone always tells."""
+    told: list[object] = []
+    lock, asked = SimpleNamespace(held=False), []
+    sharing: Any = SimpleNamespace(lock=lambda name: asked.append(name) or lock)
+    among_others, alone = of_one(told.append, sharing), of_one(told.append, None)
+    among_others(["first"])
+    lock.held = True
+    among_others(["second"])
+    alone(["third"])
+    assert (told, asked) == ([["second"], ["third"]], ["webhooks"])
