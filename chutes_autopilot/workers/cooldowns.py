@@ -10,7 +10,7 @@ from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.workers.messages import Cooling, Message, Probing
 
 MAX_MODELS = 1000
-"""Failing models that the parent remembers for a worker that begins."""
+"""Failing models that the parent remembers for a worker that begins, and probes."""
 
 
 @define(eq=False)
@@ -63,7 +63,7 @@ class KnownCooldowns:
         key = message.fleet, message.model
         self._probes.pop(key, None)
         if isinstance(message, Probing):
-            if message.began and key in self._cooling:
+            if message.began and len(self._probes) < MAX_MODELS:
                 self._probes[key] = worker
             return
         self._cooling.pop(key, None)

@@ -73,6 +73,12 @@ async def says(gateway: Gateway, wanted: bytes) -> bool:
     return (await gateway.get("/readyz")).body == wanted
 
 
+async def in_trouble(gateway: Gateway) -> bool:
+    response = await gateway.get("/readyz")
+    assert response.status == 200
+    return response.body.startswith(b"ready; nothing is shared with other replicas: Redis: ")
+
+
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something that comes by itself; the test's own time limit ends it."""
     from twisted.internet import reactor
@@ -222,15 +228,10 @@ async def test_redis_may_go_and_come_back(
     (one,) = await replicas(1)
     redis_log.lines.clear()
 
-    async def in_trouble() -> bool:
-        response = await one.get("/readyz")
-        assert response.status == 200
-        return b"nothing is shared with other replicas: Redis: " in response.body
-
     async with load((one,)) as statuses:
         assert (await one.metrics())["redis_up"] == 1
         redis.kill()
-        await until(in_trouble)
+        await until(lambda: in_trouble(one))
         assert (await one.metrics())["redis_up"] == 0
         seen = len(statuses)
         await until(lambda: more(statuses, seen + 20))
@@ -249,6 +250,25 @@ async def test_redis_may_go_and_come_back(
 
 async def more(statuses: list[int], count: int) -> bool:
     return len(statuses) >= count
+
+
+async def test_a_redis_that_is_late_is_told_of_like_one_that_is_gone(
+    replicas: Replicas, redis_at: tuple[RedisProcess, int], redis_log: RedisLog
+) -> None:
+    """By readyz, which stays 200, by the metrics and in the log; requests go on, and nothing has to be done later."""
+    (one,) = await replicas(1, E2EE_REDIS_TIMEOUT_MS="300")
+    redis_log.lines.clear()
+    redis_at[0].pause()
+    try:
+        served = await served_by(one, ALICE)
+        await until(lambda: in_trouble(one))
+        assert await served_by(one, ALICE) == served
+        metrics = await one.metrics()
+    finally:
+        redis_at[0].resume()
+    assert (metrics["redis_up"], metrics['redis_errors_total{kind="timeout"}'] > 0) == (0, True)
+    await until(lambda: says(one, b"ready"))
+    assert redis_log.lines[0].startswith("Redis cannot be used: ")
 
 
 async def test_a_redis_that_does_not_answer_keeps_nobody_long(
