@@ -256,7 +256,7 @@ async def test_the_rights_of_the_documents_are_enough(
 ) -> None:
     """A user with those alone can share everything, and nothing is warned about but the policy it may not see."""
     text = (Path(__file__).parent.parent.parent / "docs" / "scaling.md").read_text()
-    told = re.search("The user of the URL needs `(.+?)`", text, re.DOTALL)
+    told = re.search(r"The user of the URL needs\s+`(.+?)`", text, re.DOTALL)
     assert told is not None
     operator = connect(redis)
     await redis_log.said(CONNECTED)
