@@ -116,7 +116,8 @@ class VerdictTable:
 
     def chute_usable(self, chute_id: str) -> bool:
         """Whether any instance of the chute is usable; takes constant time."""
-        return self._now() < self._chute_until.get(chute_id, self._now())
+        until = self._chute_until.get(chute_id)
+        return until is not None and self._now() < until
 
     def chutes(self) -> tuple[str, ...]:
         """All chutes with instances."""

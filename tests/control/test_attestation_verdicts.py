@@ -2,6 +2,7 @@ import json
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from itertools import count
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from chutes_autopilot.control.evidence_judge import (
     AttestationRules,
     EvidenceJudge,
 )
-from chutes_autopilot.control.verdicts import MAX_CHUTES, MAX_INSTANCES
+from chutes_autopilot.control.verdicts import MAX_CHUTES, MAX_INSTANCES, VerdictTable
 from chutes_autopilot.e2ee.collateral import Collateral, Platform
 from chutes_autopilot.e2ee.evidence import InstanceEvidence
 from chutes_autopilot.e2ee.measurements import read_measurements
@@ -538,3 +539,10 @@ def test_rules_that_make_no_sense_are_refused(world: Platforms) -> None:
             AttestationRules(level, TTL, tcb=tcb)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="collateral"):
         EvidenceJudge(AttestationRules("quote", TTL), world, world, world.clock, world.clock.seconds, execute)
+
+
+def test_a_chute_without_verdicts_is_unusable_while_time_passes() -> None:
+    """However much the clock moves on between two looks at it within one question."""
+    ticks = count()
+    table = VerdictTable(lambda: float(next(ticks)))
+    assert not table.chute_usable("c")
