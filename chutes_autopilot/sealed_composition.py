@@ -1,6 +1,6 @@
 """The sealed transport put together: requests sealed for the instance, and the verifier of its evidence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import random
@@ -45,27 +45,32 @@ TICK_SECONDS = 5.0
 class SealedTransport:
     """Requests sealed to the instance.
 
+    :param snapshots: what may be chosen from: with attestation, of the ranking the models that have a verified
+        instance.
+    :param known: the service's snapshots, the ranking whole.
     :param chute_of: the chute of a model as it is sent, with or without the platform's suffixes.
-    :ivar snapshots: what may be chosen from: with attestation, of the ranking the models that have a verified instance.
     """
 
     transport: ChuteTransport
     verifier: AttestationService | None
     snapshots: Snapshots
+    known: Snapshots
     chute_of: Callable[[str], str | None]
-    _last_use: float = attrs.field(default=0.0, init=False)
+    _last_use: float = attrs.field(default=float("-inf"), init=False)
 
     def open(
         self, model: str, request: UpstreamRequest, header_timeout: float, observer: IAttemptObserver
     ) -> IUpstreamAttempt:
         """See relay.exchange.OpenUpstream.
 
-        A model without a verified instance is refused at once, and looked at for later: evidence is never waited for.
+        A model without a verified instance is refused at once, and looked at for later where it may have evidence:
+        that is never waited for.
         """
         self._last_use = monotonic()
         chute_id = self.chute_of(model)
         if self.verifier is not None and chute_id is not None and not self.verifier.chute_usable(chute_id):
-            self.transport.prefetch([model])
+            if may_be_attested(self.known.current, model):
+                self.transport.prefetch([model])
             return RefusedAttempt(refusal("no_verdict", retry=True, reason="no_verdict", retry_after=5.0), observer)
         return self.transport.open(model, request, header_timeout, observer)
 
@@ -79,23 +84,41 @@ class SealedTransport:
     def keep_ready(self) -> None:
         """Have sessions for the likeliest models, as long as somebody asks for answers.
 
-        While there is no verified instance, chutes that were not looked at yet come first: those before them may run
-        where there is nothing to attest.
+        With attestation those are the verified ones; of the likeliest that may have evidence, whoever was not looked at
+        yet is. While there is no verified instance, those come first, down to the end of the ranking.
         """
-        models: Sequence[str] = self.snapshots.current.ranked_models
-        if self.verifier is not None and self.verifier.table.counts()[1] == 0:
-            known = frozenset(self.verifier.table.chutes())
-            models = sorted(models, key=lambda model: self.chute_of(model) in known)
-        elif monotonic() - self._last_use >= IN_USE_SECONDS:
+        in_use = monotonic() - self._last_use < IN_USE_SECONDS
+        if self.verifier is None:
+            if in_use:
+                self.transport.prefetch(self.snapshots.current.ranked_models, PREFETCHED)
             return
-        self.transport.prefetch(models, PREFETCHED)
+        snapshot = self.known.current
+        hopeful = [model for model in snapshot.ranked_models if may_be_attested(snapshot, model)]
+        looked_at = frozenset(self.verifier.table.chutes())
+        if self.verifier.table.counts()[1] == 0:
+            hopeful.sort(key=lambda model: self.chute_of(model) in looked_at)
+            self.transport.prefetch(hopeful, PREFETCHED)
+        elif in_use:
+            self.transport.prefetch(self.snapshots.current.ranked_models, PREFETCHED)
+            unseen = [model for model in hopeful[:PREFETCHED] if self.chute_of(model) not in looked_at]
+            self.transport.prefetch(unseen, PREFETCHED)
+
+
+def may_be_attested(snapshot: Snapshot, model: str) -> bool:
+    """Whether a model may run where there is evidence to be had: unless the catalog says that it does not.
+
+    :param model: as it is sent, with or without the platform's suffixes.
+    """
+    name = model if snapshot.catalog is None else base_of(model, snapshot.catalog.ids)
+    return snapshot.offers.of(name).confidential is not False
 
 
 @attrs.define(eq=False)
 class VerifiedSnapshots:
     """The service's snapshots, their ranking narrowed to models that have a verified instance.
 
-    Where there is none at all the ranking stays whole, so that each attempt can say why it was refused.
+    Where there is none at all, it keeps those that may have one some time, or else is whole, so that each attempt can
+    say why it was refused.
     """
 
     holder: SnapshotHolder
@@ -109,6 +132,7 @@ class VerifiedSnapshots:
         verified = self.verified(snapshot)
         if self._last is None or self._last[0] is not snapshot or self._last[1] != verified:
             ranking = tuple(ranked for ranked in snapshot.ranking if ranked.model in verified)
+            ranking = ranking or tuple(each for each in snapshot.ranking if may_be_attested(snapshot, each.model))
             narrowed = attrs.evolve(snapshot, ranking=ranking) if ranking else snapshot
             self._last = snapshot, verified, narrowed
         return self._last[2]
@@ -221,10 +245,11 @@ def build_sealed_transport(
         refresh_catalog=refresh_catalog,
     )
     if verifier is None:
-        sealed = SealedTransport(build(), None, snapshots, chute_of_sent)
+        sealed = SealedTransport(build(), None, snapshots, snapshots, chute_of_sent)
     else:
         narrowed = VerifiedSnapshots(snapshots, partial(_verified, verifier))
-        sealed = SealedTransport(build(usable=verifier.usable, listed=verifier.seen), verifier, narrowed, chute_of_sent)
+        transport = build(usable=verifier.usable, listed=verifier.seen)
+        sealed = SealedTransport(transport, verifier, narrowed, snapshots, chute_of_sent)
     _Upkeep(sealed, snapshots, reactor).setServiceParent(service)
     return sealed
 

@@ -390,6 +390,18 @@ def test_prefetching_asks_once_and_only_where_nothing_is(desk: Desk) -> None:
     assert not desk.sessions.available("gone")
 
 
+def test_prefetching_at_once_leaves_half_of_the_minute_to_requests(desk: Desk) -> None:
+    """Whatever one request would have looked at; more is begun when that is done."""
+    for number in range(8):
+        desk.sessions.prefetch(f"c{number}")
+    assert [chute for _, chute in desk.calls] == ["c0", "c1", "c2"]
+    desk.acquire("waited-for")
+    desk.answer(desk.listing(), call=0)
+    desk.sessions.prefetch("c3")
+    desk.sessions.prefetch("c4")
+    assert [chute for _, chute in desk.calls[3:]] == ["waited-for", "c3"]
+
+
 def test_a_pool_in_use_is_refreshed_by_its_age(desk: Desk) -> None:
     """After 45 seconds; when it was not used for a minute no more."""
     desk.script = lambda chute: desk.listing()

@@ -121,12 +121,16 @@ class Sessions:
         """Fill the chute's pool, should the budget allow it soon, unless it has something; False where it cannot be.
 
         What was listed lately and may not be chosen, for want of a verdict say, is not better for being listed again.
+        Nor is one more begun while half of a minute's calls are under way or wanted that nobody waits for: the rest of
+        the minute is for requests.
         """
         if self._discovery.closed(chute_id) is not None:
             return False
         pool, now = self._pools.find(chute_id), self._monotonic()
         if pool is None or not (pool.can_take(now) or (pool.holds(now) and now - pool.filled_at < OLD_AGE)):
-            self._want(chute_id)
+            ahead = sum(other not in self._waiters for other in (*self._running, *self._wanted))
+            if ahead < (self._budget.rpm + 1) // 2:
+                self._want(chute_id)
         return True
 
     def retire(self) -> None:
