@@ -22,6 +22,7 @@ from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.policy.retry_shield import BanFuse
 from chutes_autopilot.relay.chat import ChatRelay
+from chutes_autopilot.relay.endpoint import CHUTES
 from chutes_autopilot.relay.exchange import OpenUpstream
 from chutes_autopilot.relay.sealed_answer import SealingTerms
 from chutes_autopilot.sealed_composition import build_sealed_transport
@@ -120,6 +121,7 @@ def build_chutes(
         catalog = snapshots.current.catalog
         return None if catalog is None else catalog.chute_ids.get(base_of(model, catalog.ids))
 
+    relay = attrs.evolve(relay, endpoint=CHUTES)
     transport = _tls_transport(settings, pool, deadlines)
     evidence_of: Callable[[str, bytes], Evidence | None] = _no_evidence
     if settings.chutes_transport == "e2ee":

@@ -200,7 +200,7 @@ def build(
             lambda: connections.draining,
             metrics,
             trust_root,
-            [relay] if chutes_relay is relay else [relay, chutes_relay],
+            [relay] if chutes_relay.health is relay.health else [relay, chutes_relay],
             sharing,
             demo=world,
         )

@@ -24,6 +24,7 @@ class Endpoint:
         ``one`` model, for the body is forwarded as it came.
     :param new_guard: makes what judges whether one of its streams came to its end.
     :param chunks: its streams are of chunks with choices, whose first meaningful event can be told.
+    :param continues: a stream of it that breaks off may be continued by another model.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Endpoint:
     takes: Literal["any", "names", "one"] = "any"
     new_guard: Callable[[], StreamGuard | TypedStreamGuard] = StreamGuard
     chunks: bool = True
+    continues: bool = False
 
     def check(self, asked: ModelField, *, renamed: bool) -> None:
         """Raise ApiError invalid_model where ``model`` asks for what cannot be done here.
@@ -52,7 +54,8 @@ def _unfit(endpoint: Endpoint, fault: str) -> ApiError:
     return ApiError("invalid_model", f"model at {endpoint.path.decode()} {fault}.", param="model")
 
 
-CHAT = Endpoint("chat", b"/v1/chat/completions")
+CHAT = Endpoint("chat", b"/v1/chat/completions", continues=True)
+CHUTES = Endpoint("chutes", b"/v1/chutes/chat/completions", continues=True)
 COMPLETIONS = Endpoint("completions", b"/v1/completions")
 EMBEDDINGS = Endpoint("embeddings", b"/v1/embeddings", "names")
 RESPONSES = Endpoint("responses", b"/v1/responses", "one", _typed(RESPONSES_ENDS), chunks=False)

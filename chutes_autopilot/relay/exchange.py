@@ -46,7 +46,7 @@ from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.relay.continuations import Continuations, may_be_continued
 from chutes_autopilot.relay.continuing_pipe import ContinuingPipe
-from chutes_autopilot.relay.endpoint import CHAT, Endpoint
+from chutes_autopilot.relay.endpoint import Endpoint
 from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.chat import UpstreamRequest
@@ -401,7 +401,7 @@ class Exchange:
     def _continuations(self, head: ResponseHead, limits: Limits) -> Continuations | None:
         """What it takes to continue this stream, where it can be."""
         call, body, plan, relay = self._call, self._body, self.route.plan, self._relay
-        continuable = may_be_continued(call, body, plan, head) if relay.endpoint is CHAT else None
+        continuable = may_be_continued(call, body, plan, head) if relay.endpoint.continues else None
         if continuable is None:
             return None
         return Continuations(

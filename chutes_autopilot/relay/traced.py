@@ -17,8 +17,6 @@ from chutes_autopilot.relay.exchange import Exchange, OpenUpstream
 from chutes_autopilot.relay.recall import RecalledExchange
 from chutes_autopilot.upstream.chat import UpstreamRequest
 
-CHUTES_PATH = "/v1/chutes/chat/completions"
-
 _TRACE_LINES = re.compile(rb"^(?:traceparent|tracestate):.*\r\n", re.IGNORECASE | re.MULTILINE)
 
 
@@ -53,10 +51,8 @@ class TracedRelay(ChatRelay):
         ended: Callable[[RequestRecord, ApiError | None], None],
         open_upstream: OpenUpstream | None = None,
     ) -> Exchange | RecalledExchange:
-        endpoint, client = self.endpoint, call.client
-        path = endpoint.path.decode() if open_upstream is None else CHUTES_PATH
-        trace = self.begin_trace(path, endpoint.name, self.clock.seconds(), client.traceparent, client.tracestate)
-
+        endpoint, client, now = self.endpoint, call.client, self.clock.seconds()
+        trace = self.begin_trace(endpoint.path.decode(), endpoint.name, now, client.traceparent, client.tracestate)
         self._opening = trace
         try:
             exchange = ChatRelay.open(self, call, downstream, ended, open_upstream)

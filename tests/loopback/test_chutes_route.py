@@ -19,6 +19,7 @@ from loopback_peers import (
 from pytest_twisted import blockon
 from sealing_client import CHAT, DONE, STREAM_HEAD, Caller, chunk_event, settings, streamed
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 
 from chutes_autopilot import __version__
 
@@ -62,6 +63,19 @@ async def test_the_upstream_sees_nothing_of_the_client(scripted: ScriptedUpstrea
         (b"host", scripted.url.removeprefix("http://").encode()),
         (b"user-agent", b"chutes-autopilot/" + __version__.encode()),
     ]
+
+
+async def test_it_is_told_from_what_clients_pay_themselves(caller: Caller) -> None:
+    """In log, metrics and decision records, by an endpoint of its own."""
+    with capturedLogs() as logged:
+        assert (await caller.post({"model": ALIAS}, b"X-Request-Id: r1")).status == 200
+        assert (await caller.gateway.chat({"model": ALIAS})).status == 200
+    texts = [formatEvent(event) for event in logged]
+    assert [text.split()[2] for text in texts if text.startswith("request ")] == ["endpoint=chutes", "endpoint=chat"]
+    metrics = await caller.gateway.metrics()
+    counted = {name: value for name, value in metrics.items() if name.startswith("endpoint_requests_total")}
+    assert counted == {'endpoint_requests_total{endpoint="chutes"}': 1}
+    assert json.loads((await caller.get("/v1/autopilot/decisions/r1")).body)["endpoint"] == "chutes"
 
 
 async def test_a_query_of_the_client_stays_here(scripted: ScriptedUpstream, caller: Caller) -> None:
