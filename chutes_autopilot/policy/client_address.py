@@ -1,4 +1,4 @@
-"""Whose address counts for stickiness when there may be proxies in front; never used for access."""
+"""By which address a client without a credential is known when there may be proxies in front; it admits nobody."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network

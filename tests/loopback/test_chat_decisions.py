@@ -36,6 +36,18 @@ async def test_a_request_is_explained_to_its_client_alone(
     assert (await gateway.get("/v1/autopilot/decisions", ALICE)).status == 401
 
 
+async def test_a_record_without_a_credential_is_for_its_address(start_gateway: StartGateway) -> None:
+    """A proxy that is believed says which; what anybody else says of it counts for nothing."""
+    here, there = b"X-Forwarded-For: 192.0.2.1", b"X-Forwarded-For: 192.0.2.2"
+    behind = await start_gateway(TRUST_PROXY_HEADERS="true", TRUSTED_PROXY_CIDRS="127.0.0.1")
+    open_to_all = await start_gateway()
+    for gateway, statuses in ((behind, [200, 404, 404, 404]), (open_to_all, [200, 200, 200, 404])):
+        await gateway.chat({"model": "a/A"}, here, b"X-Request-Id: r1")
+        asking = ((here,), (there,), (), (here, ALICE))
+        answers = [await gateway.get("/v1/autopilot/decisions/r1", *headers) for headers in asking]
+        assert [response.status for response in answers] == statuses
+
+
 async def test_a_refused_request_leaves_a_record_too(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
     """It says with which error; without ADMIN_TOKEN nobody gets the list."""
     gateway = await start_gateway()
