@@ -5,6 +5,7 @@ reports the exchange: which model and instance, after which attempts. Neither sa
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Any, cast, get_args
 
 import msgspec
@@ -88,6 +89,7 @@ def check_receipt(record: ExchangeRecord, answer: bytes) -> list[str]:
     lines = ["receipt: signed by the gateway's key, for exactly these bytes; it is the service's word:"]
     for name in ("time", "served_model", "chute_id", "instance_id", "attestation", "attempts"):
         lines.append(f"  {name}: {_shown(receipt.get(name))}")
+    lines[1] += _in_words(receipt.get("time"))
     return lines
 
 
@@ -113,6 +115,16 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProofRefused(f"{what.capitalize()} is no JSON object.")
     return value
+
+
+def _in_words(unix_time: object) -> str:
+    """Unix seconds as ISO 8601 in UTC, to be put behind them; empty for what is no time of the calendar."""
+    if isinstance(unix_time, bool) or not isinstance(unix_time, int):
+        return ""
+    try:
+        return f" ({datetime.fromtimestamp(unix_time, UTC).isoformat().replace('+00:00', 'Z')})"
+    except (OverflowError, OSError, ValueError):
+        return ""
 
 
 def _shown(value: object) -> str:

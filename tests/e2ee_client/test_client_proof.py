@@ -69,10 +69,19 @@ def test_a_receipt_for_this_exchange_holds(algo: Algo) -> None:
     of = record(algo)
     lines = check_receipt(of, signed_receipt(of))
     assert "the service's word" in lines[0]
+    assert lines[1] == "  time: 1700000000 (2023-11-14T22:13:20Z)"
     assert "  chute_id: unknown" in lines
     assert '  attestation: "binding"' in lines
     assert "\x1b" not in "".join(lines)
     check_receipt(of, signed_receipt(of, requested_model=None))
+
+
+@pytest.mark.parametrize("time", [10**15, -(10**18), True, "1700000000", None])
+def test_a_time_that_is_none_of_the_calendar_is_shown_as_it_is(time: object) -> None:
+    """Whoever holds the key may have signed anything."""
+    of = record()
+    shown = "unknown" if time is None else json.dumps(time)
+    assert check_receipt(of, signed_receipt(of, time=time))[1] == f"  time: {shown}"
 
 
 SIGNATURES: list[tuple[str, dict[str, Any], str]] = [
