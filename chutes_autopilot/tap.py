@@ -23,6 +23,7 @@ from chutes_autopilot.descriptors import connection_limit, enough_descriptors, r
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.listening import check_endpoint
 from chutes_autopilot.observe.logs import TextStream, WholeLines, filtered, log_observer
+from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
 from chutes_autopilot.signals import take_signals
@@ -263,6 +264,7 @@ def makeService(options: Options) -> MultiService:
     reload = _reload(options, gateway)
     take_signals(reactor, {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload})
     reactor.callWhenRunning(spare_the_collector)
+    reactor.callWhenRunning(poll_plainly, reactor)
     return root
 
 

@@ -16,6 +16,7 @@ from twisted.logger import LegacyLogObserverWrapper, LogLevel, LogLevelFilterPre
 from chutes_autopilot.composition import build
 from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.observe.logs import WholeLines, filtered, log_observer
+from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.signals import take_signals
 from chutes_autopilot.tap import spare_the_collector
@@ -43,6 +44,7 @@ def main(descriptor: int, ahead: Sequence[str]) -> None:
     # a terminal's Ctrl-C and hang-up reach the whole group: the parent decides what they mean
     take_signals(reactor, {signal.SIGTERM: worker.drain, signal.SIGINT: _left_to_the_parent, **_HANG_UP})
     reactor.callWhenRunning(spare_the_collector)
+    reactor.callWhenRunning(poll_plainly, reactor)
     reactor.callWhenRunning(worker.channel.send, Ready())
     reactor.run()
 
