@@ -231,7 +231,9 @@ def build(
         for each in relays:
             each.rules = rules
             each.health.apply(_cooldown_rules(new))
-        sticky.ttl, sticky.max_entries = new.sticky_ttl, new.sticky_max_entries
+        sticky.ttl = new.sticky_ttl
+        if link is None:  # else it needs a restart
+            sticky.max_entries = new.sticky_max_entries
         pool.connect_timeout = new.upstream_connect_timeout
         pool.max_open = open_limit(new.max_inflight_requests)
 

@@ -33,6 +33,9 @@ NEEDS_RESTART = frozenset(
 )
 """Fields of Settings that are read once, at the start."""
 
+NEEDS_RESTART_WITH_WORKERS = NEEDS_RESTART | {"sticky_max_entries"}
+"""The same where there are several workers: the memory that they share keeps its size."""
+
 _log = Logger()
 
 
@@ -42,7 +45,7 @@ class Reload:
 
     :param settings: in force.
     :param read: gives the settings anew, or raises SettingsError; None where there is no file to read.
-    :param apply: puts settings into force; heeds no field of NEEDS_RESTART.
+    :param apply: puts settings into force; heeds no field that needs a restart.
     """
 
     settings: Settings
@@ -64,10 +67,11 @@ class Reload:
                 "{reason}: the settings stay as they were: {faults}", reason=reason, faults="; ".join(error.faults)
             )
             return
+        fixed = NEEDS_RESTART if self.settings.workers == 1 else NEEDS_RESTART_WITH_WORKERS
         changed = [s for s in SETTINGS if getattr(new, s.field) != getattr(self.settings, s.field)]
-        later = [s.name for s in changed if s.field in NEEDS_RESTART]
-        now = [self._told(s, new) for s in changed if s.field not in NEEDS_RESTART]
-        self.settings = attrs.evolve(new, **{field: getattr(self.settings, field) for field in NEEDS_RESTART})
+        later = [s.name for s in changed if s.field in fixed]
+        now = [self._told(s, new) for s in changed if s.field not in fixed]
+        self.settings = attrs.evolve(new, **{field: getattr(self.settings, field) for field in fixed})
         self.apply(self.settings)
         _log.info("{reason}: settings changed: {changed}", reason=reason, changed=", ".join(now) or "none")
         if later:

@@ -1,6 +1,7 @@
 """Settings read again: each is applied or named as needing a restart, and a faulty set changes nothing."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,24 @@ def test_what_needs_a_restart_stays_and_is_named_until_it_came(log: list[str]) -
         later,
         "SIGHUP: settings changed: none",
         later,
+    ]
+
+
+def test_the_size_of_the_memory_that_workers_share_needs_a_restart(log: list[str]) -> None:
+    """One process has a memory of its own, which takes its new size at once."""
+    applied: list[int] = []
+
+    def apply(new: Settings) -> None:
+        applied.append(new.sticky_max_entries)
+
+    for workers in ("1", "2"):
+        read = partial(settings, WORKERS=workers, STICKY_MAX_ENTRIES="5")
+        Reload(settings(WORKERS=workers), read, apply)("HUP")
+    assert applied == [5, 10_000]
+    assert log == [
+        "HUP: settings changed: STICKY_MAX_ENTRIES",
+        "HUP: settings changed: none",
+        "HUP: changed, but it needs a restart: STICKY_MAX_ENTRIES",
     ]
 
 
