@@ -70,6 +70,11 @@ STATUS_BY_CODE: Mapping[str, int] = MappingProxyType(
 )
 """HTTP status of each error code; a code that is not here cannot be raised."""
 
+NOT_READY = frozenset(
+    {"draining", "missing_allowlist", "allowlist_empty", "stale_allowlist", "not_ready", "stale_snapshot"}
+)
+"""The reasons of /readyz. Wherever one of these codes is answered, its ``type`` is ``not_ready``."""
+
 
 class ApiError(Exception):
     """An answer of our own in OpenAI's error shape, raised wherever a request cannot go on.
@@ -78,7 +83,7 @@ class ApiError(Exception):
     :param message: what is wrong and what to do, for people; never holds a prompt, key, token or address.
     :param param: the request parameter at fault, where there is one.
     :param headers: extra response headers, for example Allow or Retry-After.
-    :param error_type: overrides the type derived from the status (readiness uses ``not_ready``).
+    :param error_type: overrides the type that code and status give.
     """
 
     def __init__(
@@ -96,12 +101,18 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.headers = headers
-        self.type = error_type or ("invalid_request_error" if self.status < 500 else "server_error")
+        self.type = error_type or _type(code)
 
     def body(self) -> bytes:
         """The JSON body; all four keys are always there (OpenAI API reference, error object)."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
+
+
+def _type(code: str) -> str:
+    if code in NOT_READY:
+        return "not_ready"
+    return "invalid_request_error" if STATUS_BY_CODE[code] < 500 else "server_error"
 
 
 def e2ee_error(

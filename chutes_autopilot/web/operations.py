@@ -41,7 +41,7 @@ class OperationsRoute:
         """200 ``ready``, and what is wrong all the same; or 503 in error shape with the first reason."""
         reason = self.readiness()
         if reason is not None:
-            raise ApiError(reason, _NOT_READY[reason], error_type="not_ready")
+            raise ApiError(reason, _NOT_READY[reason])
         said = "; ".join(filter(None, ("ready", *(detail() for detail in self.details))))
         request.answer(200, said.encode(), TEXT)
 

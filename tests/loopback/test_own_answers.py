@@ -182,7 +182,7 @@ async def test_before_the_first_catalog(start_gateway: StartGateway) -> None:
     ready = await gateway.get("/readyz")
     assert (ready.status, ready.error["type"], ready.error["code"]) == (503, "not_ready", "missing_allowlist")
     models = await gateway.get("/v1/models")
-    assert (models.status, models.error["code"]) == (503, "missing_allowlist")
+    assert (models.status, models.error["type"], models.error["code"]) == (503, "not_ready", "missing_allowlist")
     alias = await gateway.chat({"model": "chutesai/AutoPilot"})
     assert (alias.status, alias.error["code"], alias.header("retry-after")) == (503, "no_candidates", "1")
     assert (await gateway.chat({"model": "who/Knows"})).status == 200

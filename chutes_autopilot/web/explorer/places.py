@@ -64,5 +64,4 @@ def starting() -> ApiError:
         STARTING,
         "The models explorer is starting: try again in a second.",
         headers=((b"Retry-After", b"1"),),
-        error_type="not_ready",
     )
