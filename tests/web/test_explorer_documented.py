@@ -226,12 +226,29 @@ def test_the_cache_says_what_is_in_it(service: Service) -> None:
     service.get(f"/api/models/{uuid(66)}")
     service.clock.advance(0.2)
     status = service.get("/api/cache/status").json
-    assert (status["cacheDuration"], status["inMemoryEntries"], status["diskFiles"]) == (600, 3, 3)
+    assert (status["cacheDuration"], status["inMemoryEntries"], status["diskFiles"]) == (600, 2, 2)
+    assert service.get("/api/health").json["cache"]["inMemoryEntries"] == 2
     assert [(each["key"], each["age"], each["valid"], each["itemCount"]) for each in status["entries"]] == [
         (f"chute_{uuid(1)}.json", 0, True, 1),
         ("models_p0_l100_tnull_nnull_pubtrue.json", 600, False, len(PUBLIC)),
     ]
-    assert len(service.get("/api/cache/status", ADMIN).json["entries"]) == 3
+    everything = service.get("/api/cache/status", ADMIN).json
+    assert (everything["inMemoryEntries"], everything["diskFiles"], len(everything["entries"])) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("api_key_configured", [True, False])
+def test_private_chutes_are_counted_for_the_operator_alone(tmp_path: Path, api_key_configured: bool) -> None:
+    """Also before any visitor has asked for the listing, after it has changed, and when there is no key any more."""
+    service = Service(tmp_path, admin_token=TOKEN, api_key_configured=api_key_configured)
+    for chutes in (CHUTES, [*CHUTES, chute(67, "another", public=False), chute(6, "acme/Delta")]):
+        service.answers[f"{BASE}/chutes/"] = (200, json.dumps({"items": chutes}).encode())
+        service.post("/api/cache/refresh", ADMIN)
+        counts = []
+        for headers in ((), (ADMIN,)):
+            entries = service.get("/api/cache/status", *headers).json["entries"]
+            counts += [each["itemCount"] for each in entries if each["key"].startswith("models_")]
+        assert counts == [sum(each["public"] for each in chutes), len(chutes)]
+        service.clock.advance(600)
 
 
 def test_the_cache_survives_a_restart(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class DocumentedRoutes:
         self._prepared = prepared
         self._catalog = catalog
         self._exported: Flights[None, tuple[bytes | None, bytes | None]] = Flights()
-        self._hidden: dict[str, int] = {}  # by name: private chutes in a listing
+        self._counted: Flights[str, int | None] = Flights()
+        self._public_items: dict[str, tuple[float, int]] = {}  # by name: when the listing was fetched; public chutes
         self._ids_of: tuple[Merged | None, dict[str, set[str]]] = (None, {})
 
     async def models(self, request: GatewayRequest) -> None:
@@ -111,7 +112,7 @@ class DocumentedRoutes:
     async def _visible(self, document: Document, body: bytes, sees_all: bool) -> Prepared:
         try:
             if document.kind == "listing" and not sees_all:
-                body = await self._public(document.name, body)
+                body, _ = await self._parts.in_thread(public_listing, body)
             elif document.kind == "chute" and not sees_all and is_private_chute(body):
                 raise not_found("The platform has no chute of this id.")
         except NotAListing:
@@ -119,24 +120,22 @@ class DocumentedRoutes:
         prepared: Prepared = await self._parts.in_thread(Prepared.of, body)
         return prepared
 
-    async def _public(self, name: str, body: bytes) -> bytes:
-        visible, hidden = await self._parts.in_thread(public_listing, body)
-        kept = {entry.name for entry in self._parts.documents.cache.entries()}
-        self._hidden = {each: count for each, count in self._hidden.items() if each in kept} | {name: hidden}
-        return bytes(visible)
-
     async def status(self, request: GatewayRequest) -> None:
-        """GET /api/cache/status."""
-        entries = self._parts.documents.cache.entries()
+        """GET /api/cache/status: to others than the operator no number in it tells of private chutes."""
         sees_all = self._sees_all(request)
-        listed = [self._entry(entry, sees_all) for entry in entries if sees_all or self._is_public(entry)]
+        listed = self._listed(sees_all)
+        counts = [await self._items(entry, sees_all) for entry in listed]
         status = {
             "cacheDuration": int(self._parts.documents.duration),
-            "inMemoryEntries": sum(entry.in_memory for entry in entries),
-            "diskFiles": sum(entry.on_disk for entry in entries),
-            "entries": listed,
+            "inMemoryEntries": sum(entry.in_memory for entry in listed),
+            "diskFiles": sum(entry.on_disk for entry in listed),
+            "entries": list(map(self._entry, listed, counts)),
         }
         send(request, Prepared.of_json(status), (NOT_STORED,))
+
+    def _listed(self, sees_all: bool) -> list[CacheEntry]:
+        """What is in the cache, as far as the caller may know."""
+        return [entry for entry in self._parts.documents.cache.entries() if sees_all or self._is_public(entry)]
 
     def _is_public(self, entry: CacheEntry) -> bool:
         """Whether an entry says nothing of a chute that may be private."""
@@ -145,12 +144,31 @@ class DocumentedRoutes:
         truth = self._parts.truth()
         return truth is not None and entry.name.removeprefix("chute_").removesuffix(".json") in truth.merged.by_key
 
-    def _entry(self, entry: CacheEntry, sees_all: bool) -> dict[str, Any]:
+    async def _items(self, entry: CacheEntry, sees_all: bool) -> int | None:
+        """How many records of an entry the caller may see; None where it would have to be read from disk."""
+        if sees_all or not entry.name.startswith("models_"):
+            return entry.items
+        counted = self._public_items.get(entry.name)
+        if counted is not None and counted[0] == entry.fetched_at:
+            return counted[1]
+        return await self._counted.result(entry.name, partial(self._count_public, entry.name))
+
+    async def _count_public(self, name: str) -> int | None:
+        document = self._parts.documents.cache.peek(name)
+        if document is None:
+            return None
+        try:
+            _, hidden = await self._parts.in_thread(public_listing, document.data)
+        except NotAListing:
+            return None
+        count: int = document.items - hidden
+        kept = {entry.name for entry in self._parts.documents.cache.entries()}
+        self._public_items = {each: known for each, known in self._public_items.items() if each in kept}
+        self._public_items[name] = document.fetched_at, count
+        return count
+
+    def _entry(self, entry: CacheEntry, items: int | None) -> dict[str, Any]:
         age = self._parts.now() - entry.fetched_at
-        items = entry.items
-        if items is not None and entry.name.startswith("models_") and not sees_all and self._parts.api_key_configured:
-            hidden = self._hidden.get(entry.name)
-            items = None if hidden is None else max(0, items - hidden)
         return {
             "key": entry.name,
             "age": max(0, int(age)),
@@ -174,7 +192,7 @@ class DocumentedRoutes:
             "baseUrl": parts.chutes_api_base_url,
             "cache": {
                 "duration": f"{parts.documents.duration:.0f} seconds",
-                "inMemoryEntries": sum(entry.in_memory for entry in parts.documents.cache.entries()),
+                "inMemoryEntries": sum(entry.in_memory for entry in self._listed(self._sees_all(request))),
             },
             "snapshot": None if truth is None else truth.id,
             "sources": {
