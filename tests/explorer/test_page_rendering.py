@@ -114,6 +114,8 @@ def test_each_price_has_its_own_unit_and_what_is_unknown_is_no_zero() -> None:
     price = painter.one("td", class_="c-price")
     assert price.text == "0.002 / step"
     assert price.attributes["colspan"] == "4"
+    labels = [cell.attributes["data-label"] for cell in page.find("td")]
+    assert {"Price, $", "Input, $/1M", "Output, $/1M", "Context"} <= set(labels)
     assert cell(painter, "utilization").text == "–"  # noqa: RUF001
     assert cell(painter, "modalities").one("span", class_="inferred").text == "text → image"
 

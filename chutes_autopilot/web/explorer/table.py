@@ -164,11 +164,12 @@ def _cells(row: Row, columns: Sequence[Column], load: Sequence[float | None]) ->
                     element("span", f" / {unit}", class_="unit"),
                     class_="c-price n",
                     colspan=priced,
-                    data_label="Price",
+                    data_label="Price, $",
                 )
             priced = 0
             continue
-        yield element("td", column.cell(row, load), class_=class_, data_label=column.title)
+        label = f"{column.title}, $/1M" if column.priced else column.title  # a card has no head that says it
+        yield element("td", column.cell(row, load), class_=class_, data_label=label)
 
 
 def hot_mark(row: Row) -> Html:
