@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from attrs import evolve, frozen
 
@@ -36,7 +37,7 @@ class Totals:
     :param again: by the same model, at a further try.
     :param moved_on: by another one, after the first had failed.
     :param hedged: by another one, asked beside the first, which was slow.
-    :param failed: answered by nobody, or with a server's error.
+    :param failed: see `unanswered`, as ``refused``.
     """
 
     requests: int = 0
@@ -45,6 +46,19 @@ class Totals:
     moved_on: int = 0
     hedged: int = 0
     failed: int = 0
+    refused: int = 0
+
+
+def unanswered(status: int, outcome: str | None) -> Literal["failed", "refused"] | None:
+    """Why a client got no answer that is of use to it; None where it did, left, or still waits.
+
+    ``failed``: for what went wrong upstream or here, a lack of capacity (429) included; ``refused``: for what it sent.
+    """
+    if outcome is None or outcome == "client_gone":
+        return None
+    if 400 <= status < 500 and status != 429:
+        return "refused"
+    return "failed" if status >= 400 or outcome != "complete" else None
 
 
 def without_client(decision: Decision, listed: Callable[[str], str | None]) -> Decision:

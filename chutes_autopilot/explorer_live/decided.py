@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from attrs import define
 
-from chutes_autopilot.explorer.picks import Pick, Totals, without_client
+from chutes_autopilot.explorer.picks import Pick, Totals, unanswered, without_client
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.resilience import HEDGE_LOST
@@ -44,8 +44,9 @@ class Decided:
 
 def _way(record: RequestRecord) -> str | None:
     """How the answer was come by: a name of Totals; the last attempt is the one that answered."""
-    if record.status >= 500 or (record.selected is None and record.outcome == "refused"):
-        return "failed"
+    lacking = unanswered(record.status, record.outcome)
+    if lacking is not None:
+        return lacking
     if record.selected is None:
         return None
     attempts = record.attempts

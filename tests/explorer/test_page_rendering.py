@@ -425,7 +425,8 @@ def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
     answered = Decision(
         "request-1", 60.0, True, "standard", why, attempts, "acme/Beta", 200, 0.75, 1.5, None, "complete"
     )
-    refused = Decision("request-2", 61.0, True, "standard", None, error="unknown_model", outcome="refused")
+    refused = Decision("request-2", 61.0, True, "standard", None, status=400, error="unknown_model", outcome="refused")
+    failed = attrs.evolve(refused, status=503, error="no_candidates")
     tried = (
         AttemptView("acme/Beta", 1.5, 2.0, None, "hedge_lost", "outrun"),
         AttemptView("acme/Alpha", 0.0, 0.25, 500, "upstream_server_error", "again", waited=0.5),
@@ -433,13 +434,15 @@ def test_the_live_tab_says_why_each_request_went_where_it_did() -> None:
     )
     hedged = Decision("request-3", 62.0, True, "resilient", None, tried)
     page = PageService(
-        picks=lambda limit: (Pick(9, hedged), Pick(8, refused), Pick(7, answered)),
-        totals=lambda: Totals(500, 480, again=4, moved_on=6, hedged=2, failed=1),
+        picks=lambda limit: (Pick(9, hedged), Pick(8, refused), Pick(7, answered), Pick(6, failed)),
+        totals=lambda: Totals(500, 480, again=4, moved_on=6, hedged=2, failed=1, refused=7),
     ).page("/live")
     assert page.one("h2", id="picks-title").text == (
-        "Picks last 500: 480 at once, 6 after a failover, 4 at a further try, 2 by a hedge, 1 failed"
+        "Picks last 500: 480 at once, 6 after a failover, 4 at a further try, 2 by a hedge, 1 failed, 7 refused"
     )
-    newest, newer, older = page.one("ol", id="picks").children
+    newest, newer, older, oldest = page.one("ol", id="picks").children
+    assert len(newer.find("span", class_="limited")) == 0
+    assert oldest.one("span", class_="limited").text == "nobody"
     assert [each.text for each in newest.one("ul", class_="attempts").children] == [
         "acme/Alpha server error 0.25 s then a pause of 0.50 s",
         "acme/Alpha 200",

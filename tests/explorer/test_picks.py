@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 
-from chutes_autopilot.explorer.picks import OTHERS, Totals, sentence, went, without_client
+from chutes_autopilot.explorer.picks import OTHERS, Totals, sentence, unanswered, went, without_client
 from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, RecentDecisions
@@ -120,6 +120,27 @@ def test_a_word_for_each_attempt() -> None:
     assert [went(each) for each in (FAILED, ANSWERED, BROKEN, WENT_ON)] == ["503", "200", "broke off", "went on"]
 
 
+@pytest.mark.parametrize(
+    ("status", "outcome", "why"),
+    [
+        (200, "complete", None),
+        (400, "refused", "refused"),
+        (400, "complete", "refused"),
+        (404, "complete", "refused"),
+        (429, "complete", "failed"),
+        (429, "refused", "failed"),
+        (500, "complete", "failed"),
+        (503, "refused", "failed"),
+        (200, "cut", "failed"),
+        (499, "client_gone", None),
+        (503, None, None),
+    ],
+)
+def test_what_clients_sent_wrong_is_told_from_failures(status: int, outcome: str | None, why: str | None) -> None:
+    """By the status that it got, be it the platform's or ours; what is under way or was left is neither."""
+    assert unanswered(status, outcome) == why
+
+
 def test_nothing_of_the_client_is_left() -> None:
     """Neither id, sent names, remembered choice nor the moment to a fraction; names that are not listed are others."""
     told = without_client(decided(why(sticky="b"), attempts=(FAILED, ANSWERED)), {"a": "a", "b": "b"}.get)
@@ -157,7 +178,7 @@ def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
     keep(1)
     keep(2, AttemptRecord("a", 200), selected="a")
     keep(3, failed, AttemptRecord("b", 200), selected="b")
-    keep(4, failed, outcome="refused")
+    keep(4, failed, status=503, outcome="refused")
     keep(5, outcome=None)
     assert [(pick.number, pick.decision.received) for pick in seen.picks(2)] == [(5, 5.0), (4, 4.0)]
     assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1)
@@ -169,4 +190,6 @@ def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
     keep(9, failed, failed, b, selected="b")
     keep(10, failed, AttemptRecord("b", 503), selected="b", status=503)
     assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, hedged=1, failed=1)
+    keep(11, AttemptRecord("a", 404), selected="a", status=404)
+    assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1, refused=1)
     assert attrs.asdict(seen.picks(9)[-1].decision)["selected"] == "b"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from chutes_autopilot.explorer.picks import Pick, Totals, sentence, went
+from chutes_autopilot.explorer.picks import Pick, Totals, sentence, unanswered, went
 from chutes_autopilot.policy.decision import AttemptView, Decision
 from chutes_autopilot.policy.reasons import SORTED_BY, CandidateView, Reasons
 from chutes_autopilot.web.explorer import figures
@@ -11,7 +11,6 @@ from chutes_autopilot.web.explorer.markup import Html, element
 
 SHOWN = 20
 _CANDIDATES = 12
-_FAILED = ("cut", "refused")
 
 
 def picks_section(picks: Sequence[Pick], totals: Totals) -> Html:
@@ -33,13 +32,17 @@ def picks_section(picks: Sequence[Pick], totals: Totals) -> Html:
 
 
 def _summed_up(totals: Totals) -> str:
+    """In parts that a line does not break."""
     ways = (
+        (totals.at_once, "at once"),
+        (totals.moved_on, "after a failover"),
         (totals.again, "at a further try"),
         (totals.hedged, "by a hedge"),
         (totals.failed, "failed"),
+        (totals.refused, "refused"),
     )
-    said = f"last {totals.requests:,}: {totals.at_once:,} at once, {totals.moved_on:,} after a failover"
-    return "".join((said, *(f", {count:,} {way}" for count, way in ways if count)))
+    said = (f"{count:,} {way}".replace(" ", "\xa0") for place, (count, way) in enumerate(ways) if count or place < 2)
+    return f"last\xa0{totals.requests:,}: {', '.join(said)}"
 
 
 def _pick(pick: Pick) -> Html:
@@ -62,11 +65,12 @@ def _pick(pick: Pick) -> Html:
 
 
 def _model(decision: Decision) -> Html:
+    lacking = unanswered(decision.status, decision.outcome)
     if decision.selected is not None:
-        return element("span", decision.selected, class_="limited" if decision.outcome in _FAILED else None)
+        return element("span", decision.selected, class_="limited" if lacking == "failed" else None)
     if decision.outcome is None:
         return element("span", "under way", class_="dim")
-    return element("span", "nobody", class_="dim" if decision.outcome == "client_gone" else "limited")
+    return element("span", "nobody", class_="limited" if lacking == "failed" else "dim")
 
 
 def _seconds(decision: Decision) -> Html:
