@@ -85,7 +85,7 @@ def _attempts(attempts: Sequence[AttemptView]) -> Html | None:
 
 
 def _attempt(attempt: AttemptView) -> Html:
-    taken = None if attempt.ended is None else f"{max(0.0, attempt.ended - attempt.started):.2f} s"
+    taken = None if attempt.ended is None else f"{max(0.0, attempt.ended - attempt.started):.2f}\xa0s"
     lost = attempt.followed == "continued" or (attempt.failure is not None and attempt.followed != "outrun")
     return element(
         "li",
@@ -93,7 +93,7 @@ def _attempt(attempt: AttemptView) -> Html:
         element("span", went(attempt), class_="mark warn" if lost else "mark"),
         element("span", "probe", class_="mark", title="finds out whether it works again") if attempt.probe else None,
         element("span", taken, class_="dim") if lost or attempt.failure else None,
-        element("span", f"then a pause of {attempt.waited:.2f} s", class_="dim") if attempt.waited else None,
+        element("span", f"then a pause of {attempt.waited:.2f}\xa0s", class_="dim") if attempt.waited else None,
     )
 
 
