@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import LoggedErrors
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.selectreactor import SelectReactor
@@ -78,7 +77,7 @@ def test_each_is_told_of_its_events_without_a_log_context(world: World) -> None:
     assert side.told == [b"x", "writable", b"", type(CONNECTION_DONE)]
 
 
-def test_an_exception_costs_its_descriptor_alone(world: World, logged_errors: LoggedErrors) -> None:
+def test_an_exception_costs_its_descriptor_alone(world: World, logged_errors: Any) -> None:
     """It is logged, and its transport is told that it is lost."""
 
     def fail() -> None:
