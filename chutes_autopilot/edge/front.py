@@ -19,7 +19,6 @@ from chutes_autopilot.relay.call import ChatCall, Client, peer_of
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.relay.recall import RecalledExchange
-from chutes_autopilot.upstream.direct import Write, best_write, queue
 from chutes_autopilot.web.body_room import UNCOUNTED_BYTES, no_room
 from chutes_autopilot.web.channel import Awaited, GatewayChannel
 from chutes_autopilot.web.request import GatewayRequest
@@ -51,11 +50,6 @@ class FrontChannel(GatewayChannel):
     _downstream: FrontDownstream | None = None
     _client: Client
     _named: OrdinaryHead | None = None
-    _write: Write = staticmethod(queue)
-
-    def connectionMade(self) -> None:
-        super().connectionMade()
-        self._write = best_write(self.transport)
 
     def dataReceived(self, data: bytes) -> None:
         if self._downstream is not None:
@@ -165,7 +159,7 @@ class FrontChannel(GatewayChannel):
         request_id = (acceptable_request_id(sent_id) if sent_id else None) or next(self.site.random_ids)
         fields = b"%bAccept-Encoding: identity\r\nX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
         call = ChatCall(b"POST", head.target, fields, body, request_id, client)
-        downstream = self._downstream = FrontDownstream(self, self._write, request_id)
+        downstream = self._downstream = FrontDownstream(self, self.direct_write, request_id)
         try:
             exchange = self.site.relay.open(call, downstream, self._answer_over)
         except ApiError as error:

@@ -39,6 +39,23 @@ class Message:
         return head + self.data.decode() + "}"
 
 
+@frozen
+class Bundle:
+    """What a subscriber is sent in one go, joined once for all who get the same."""
+
+    messages: tuple[Message, ...]
+
+    @cached_property
+    def sse(self) -> bytes:
+        """As server-sent events."""
+        return b"".join(message.sse for message in self.messages)
+
+    @cached_property
+    def chunk(self) -> bytes:
+        """The same as one chunk of a body (RFC 9112, section 7.1)."""
+        return b"%x\r\n%b\r\n" % (len(self.sse), self.sse)
+
+
 class Topic(Protocol):
     """Something that subscribers follow."""
 

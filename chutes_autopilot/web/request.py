@@ -154,6 +154,15 @@ class GatewayRequest(Request):
         if not self._was_cut:
             super().write(data)
 
+    def write_now(self, data: bytes, chunk: bytes) -> None:
+        """The same where many get the same: ``chunk`` is the data as a chunk, and goes to the socket at once."""
+        channel = self.channel
+        if channel is None or not self.chunked or not self.startedWriting or self.finished or self._was_cut:
+            self.write(data)
+        else:
+            self.sentLength += len(data)
+            channel.direct_write(channel.transport, chunk)
+
     def finish(self) -> None:
         """Nothing may follow a cut, least of all the mark of a clean end."""
         if not self._was_cut:

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from chutes_autopilot.explorer_live.live import Live, Subscription, TooManySubscribers
-from chutes_autopilot.explorer_live.topics import Message
+from chutes_autopilot.explorer_live.topics import Bundle
 from chutes_autopilot.web.explorer.errors import ExplorerError
 from chutes_autopilot.web.explorer.feed import Feed
 from chutes_autopilot.web.site import GatewayRequest
@@ -149,9 +149,9 @@ class EventStream:
         self._subscription = live.subscribe(self)
         return self._done
 
-    def send(self, message: Message) -> None:
-        """Write an event."""
-        self._request.write(message.sse)
+    def send(self, bundle: Bundle) -> None:
+        """Write events."""
+        self._request.write_now(bundle.sse, bundle.chunk)
 
     def beat(self) -> None:
         """Write a comment."""

@@ -16,7 +16,7 @@ from twisted.web.websocket import WebSocketResource, WebSocketTransport
 from zope.interface import implementer
 
 from chutes_autopilot.explorer_live.live import Live, Subscription
-from chutes_autopilot.explorer_live.topics import Message
+from chutes_autopilot.explorer_live.topics import Bundle
 from chutes_autopilot.web.explorer.errors import ExplorerError
 from chutes_autopilot.web.request import CUT_SECONDS
 from chutes_autopilot.web.site import GatewayRequest
@@ -126,10 +126,11 @@ class Follower:
 
     # explorer_live.live.Subscriber
 
-    def send(self, message: Message) -> None:
-        """Write a message."""
-        if not self._closing:
-            self._transport.sendTextMessage(message.text)
+    def send(self, bundle: Bundle) -> None:
+        """Write messages."""
+        for message in bundle.messages:
+            if not self._closing:
+                self._transport.sendTextMessage(message.text)
 
     def beat(self) -> None:
         """Ping."""
