@@ -205,7 +205,7 @@ def build(
             demo=world,
         )
         for each in relays:
-            each.also_finished = explorer.finished
+            each.also_finished = explorer.measurements.finished
         answers.tell(explorer.listener)
         site.resource = public_root(explorer.parts)
         if admin_site is not None:

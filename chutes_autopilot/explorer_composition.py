@@ -35,7 +35,6 @@ from chutes_autopilot.explorer_live.truth import Truth
 from chutes_autopilot.explorer_live.webhook_sending import WebhookSender
 from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
 from chutes_autopilot.observe.metrics import Metrics
-from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.model_field import base_of
@@ -69,13 +68,13 @@ class Explorer:
 
     :param parts: for mount_explorer.
     :param listener: for the refreshes of the catalog and of the feed, whose answers it reads too.
-    :param finished: for the relay: each request that is over.
+    :param measurements: to be told of each request that is over.
     :param truth: its ``change_listeners`` hear what happened to models.
     """
 
     parts: ExplorerParts
     listener: BodyListener
-    finished: Callable[[RequestRecord], None]
+    measurements: Measurements
     truth: Truth
 
 
@@ -180,7 +179,7 @@ def build_explorer(
         dead_letters=webhooks,
         streams=StreamRoutes(live, feed, settings.explorer_cors_origins),
     )
-    return Explorer(parts, sources, measurements.finished, truth)
+    return Explorer(parts, sources, measurements, truth)
 
 
 def of_one(told: ChangeListener, sharing: "Sharing | None") -> ChangeListener:

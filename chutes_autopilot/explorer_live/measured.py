@@ -10,11 +10,9 @@ from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
 
+from chutes_autopilot.explorer_live.counting import SAMPLES, Counted, time_to_first_token
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.resilience import HEDGE_LOST
-
-SAMPLES = 64
-"""The last times to a first token that count for a model's."""
 
 MAX_MODELS = 1000
 """Most models that are told apart; all further ones count as OTHERS."""
@@ -125,13 +123,17 @@ class Measurements:
             if after is None or not _goes_on(attempt, after):
                 next_model = None if after is None else self._name(after.model)
                 self._moved_on(attempt.failed or record.received, model, attempt.failure, next_model)
-        first_byte, last = record.first_byte, attempts[-1]
-        if record.stream and first_byte is not None and last.failure is None:
-            begun = last.started  # else when the one before it had failed
-            if begun is None:
-                begun = attempts[-2].failed if len(attempts) > 1 else record.first_attempt
-            ttft = first_byte - (record.received if begun is None else begun)
-            self._counts(self._name(last.model)).ttfts.append(max(0.0, ttft))
+        ttft = time_to_first_token(record)
+        if ttft is not None:
+            self._counts(self._name(attempts[-1].model)).ttfts.append(ttft)
+
+    def add(self, plain: Counted) -> None:
+        """Count what `counted` gave."""
+        for model, (requests, ttfts) in plain.items():
+            counts = self._counts(self._name(model))
+            counts.requests += requests
+            counts.ttfts.extend(ttfts)
+            self.version += requests
 
     def measured(self) -> dict[str, Measured]:
         """What was seen of each model, by its name."""

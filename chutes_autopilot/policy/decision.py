@@ -15,6 +15,8 @@ from chutes_autopilot.policy.reasons import MAX_NAME, SORTED_BY, Reasons
 MAX_ATTEMPTS = 16
 """How many attempts are told of."""
 MAX_SUMMARY_BYTES = 1024
+MAX_DECISIONS = 500
+"""How many are kept."""
 
 Followed = Literal["committed", "next", "again", "continued", "outrun", "gave_up", "client_left"]
 """What came after an attempt; ``again``: the same model; ``continued``: its stream was, by another model; ``outrun``:
@@ -191,7 +193,7 @@ class RecentDecisions(Generic[Kept]):
     :ivar seen: how many there were.
     """
 
-    limit: int = 500
+    limit: int = MAX_DECISIONS
     seen: int = attrs.field(default=0, init=False)
     _kept: OrderedDict[tuple[str, bytes], Kept] = attrs.field(factory=OrderedDict, init=False, repr=False)
 

@@ -14,8 +14,10 @@ from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Factory
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
+from chutes_autopilot.explorer_live.counting import counted
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.catalog import Catalog
+from chutes_autopilot.policy.decision import MAX_DECISIONS
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_offers import Offers
 from chutes_autopilot.relay.chat import ChatRelay
@@ -48,8 +50,11 @@ from chutes_autopilot.workers.totals import families_of
 if TYPE_CHECKING:
     from chutes_autopilot.workers.sealing import ForwardedClaims, HandedKeys
 
-FINISHED_SECONDS = 0.5
+FINISHED_SECONDS = 1.0
 """How long finished requests wait until the explorer is told of them, many at a time."""
+
+TOLD_WHOLE = MAX_DECISIONS
+"""Of how many of them all is told, for more are not kept; of others only where there is more to tell than a success."""
 
 EXPLAINED = 20
 """Of how many of them it is told why they went where they went: so many as anybody can read."""
@@ -261,4 +266,7 @@ class ParentLink:
         finished, self._finished = self._finished, []
         over = {id(record) for record in finished[-EXPLAINED:]}
         kept = [] if self.relay is None else self.relay.decisions.newest(self.relay.decisions.limit)
-        self.channel.send(Finished(finished, [each.decision() for each in kept if id(each.record) in over]))
+        decisions = [each.decision() for each in kept if id(each.record) in over]
+        plain, others = counted(finished[:-TOLD_WHOLE])
+        records = others + finished[-TOLD_WHOLE:]
+        self.channel.send(Finished(records, decisions, len(finished) - len(records), plain))

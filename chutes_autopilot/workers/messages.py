@@ -177,11 +177,16 @@ class CatalogOutOfDate(Message):
 class Finished(Message):
     """Requests that are over, for the explorer.
 
+    :param records: the last of them, and before these the ones that did not simply succeed.
     :param decisions: why the last of them went where they went.
+    :param further: how many more there were.
+    :param plain: what those come to (explorer_live.counting.counted).
     """
 
     records: list[RequestRecord]
     decisions: list[Decision]
+    further: int = 0
+    plain: dict[str, tuple[int, list[float]]] = {}
 
 
 class Claim(Message):

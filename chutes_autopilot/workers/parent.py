@@ -17,10 +17,10 @@ from twisted.logger import Logger
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.e2ee_keys import KeyHolder
+from chutes_autopilot.explorer_live.measured import Measurements
 from chutes_autopilot.interfaces import IReplayClaims
 from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.observe import events
-from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.catalog import Catalog
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.web.connections import ClientConnections
@@ -99,7 +99,7 @@ class ParentService(MultiService):
     site: GatewaySite
     totals: ServiceTotals
     sealing: Sealing | None = None
-    finished: Callable[[RequestRecord], None] | None = None
+    measurements: Measurements | None = None
     catalog_out_of_date: Callable[[], None]
     changed_settings: Callable[[Settings], None]
 
@@ -226,9 +226,10 @@ class ParentService(MultiService):
         match message:
             case Finished():
                 self.routing.hear(message)
-                if self.finished is not None:
+                if self.measurements is not None:
+                    self.measurements.add(message.plain)
                     for record in message.records:
-                        self.finished(record)
+                        self.measurements.finished(record)
             case Line():
                 self._take_lines(seat)
             case Claim():

@@ -198,7 +198,7 @@ def build_parent(
             sharing,
             demo=world,
         )
-        parent.finished = explorer.finished
+        parent.measurements = explorer.measurements
         answers.tell(explorer.listener)
         parent.site.resource = root(explorer.parts, operator=not admin)
         if admin_site is not None:

@@ -46,6 +46,7 @@ class ToldRouting:
 
     def hear(self, message: Finished) -> None:
         """Take what a worker has told."""
+        self.decisions.seen += message.further
         told = {decision.request_id: decision for decision in message.decisions}
         for number, record in enumerate(message.records, self.decisions.seen):
             # two clients may have named their requests alike

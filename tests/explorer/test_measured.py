@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chutes_autopilot.explorer_live.measured import MAX_FAILOVERS, MAX_MODELS, OTHERS, SAMPLES, Measured, Measurements
+from chutes_autopilot.explorer_live.counting import SAMPLES, counted
+from chutes_autopilot.explorer_live.measured import (
+    MAX_FAILOVERS,
+    MAX_MODELS,
+    OTHERS,
+    Measured,
+    Measurements,
+)
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
@@ -141,6 +148,32 @@ def test_memory_is_bounded() -> None:
     assert measured[OTHERS].failures == 50
     assert measured["m0"].ttft == 1.5  # the oldest samples are forgotten
     assert len(measurements.failovers()) == MAX_FAILOVERS
+
+
+_ATTEMPTS = st.lists(st.tuples(st.sampled_from("abcx"), st.booleans()), max_size=4)
+_REQUESTS = st.lists(st.tuples(_ATTEMPTS, st.none() | st.floats(101, 200), st.booleans()), max_size=20)
+
+
+@given(_REQUESTS)
+def test_what_is_counted_beforehand_adds_up_to_the_same(
+    requests: list[tuple[list[tuple[str, bool]], float | None, bool]],
+) -> None:
+    """Whether each request is told, or plain ones as a number: for those who tell of many at once."""
+    records = [
+        record(*(failed(m, 101.0) if bad else answered(m) for m, bad in attempts), first_byte=at, stream=stream)
+        for attempts, at, stream in requests
+    ]
+    one_by_one, together = Seen(), Seen()
+    for each in records:
+        one_by_one.finished(each)
+    plain, others = counted(records)
+    together.measurements.add(plain)
+    for each in others:
+        together.finished(each)
+    assert together.measurements.measured() == one_by_one.measurements.measured()
+    assert together.measurements.failovers() == one_by_one.measurements.failovers()
+    assert together.measurements.version == one_by_one.measurements.version
+    assert all(len(each.attempts) > 1 or each.attempts[0].failure for each in others)
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.booleans()), max_size=4), max_size=20))
