@@ -1,37 +1,44 @@
 """What many finished requests come to, for whoever tells of them together."""
 
-from collections.abc import Iterable
+from attrs import define, field
 
 from chutes_autopilot.observe.record import RequestRecord
 
 SAMPLES = 64
 """The last times to a first token that count for a model's."""
 
-Counted = dict[str, tuple[int, list[float]]]
+Plain = dict[str, tuple[int, list[float]]]
 """By model as it was sent: answers, and the last streams' times to the first token, in seconds."""
 
 
-def counted(records: Iterable[RequestRecord]) -> tuple[Counted, list[RequestRecord]]:
-    """What requests that were answered at the first attempt come to, by model, and all those that have more to tell.
+@define(eq=False)
+class Counting:
+    """Takes one record after another, and keeps few of them.
 
-    What Measurements.add is told of the one and Measurements.finished of the others is what `finished` of all would be.
+    What Measurements.add makes of ``plain`` and Measurements.finished of ``others`` is what `finished` makes of all.
+
+    :ivar seen: how many were taken.
+    :ivar plain: what those come to that were answered at the first attempt.
+    :ivar others: those that have more to tell.
     """
-    plain: Counted = {}
-    others: list[RequestRecord] = []
-    for record in records:
+
+    seen: int = field(default=0, init=False)
+    plain: Plain = field(factory=dict, init=False)
+    others: list[RequestRecord] = field(factory=list, init=False)
+
+    def take(self, record: RequestRecord) -> None:
+        """Count a request that is over."""
+        self.seen += 1
         attempts = record.attempts
-        if not attempts:
-            continue
-        if len(attempts) > 1 or attempts[0].failure is not None or record.continuations:
-            others.append(record)
-            continue
-        count, ttfts = plain.get(attempts[0].model) or (0, [])
-        ttft = time_to_first_token(record)
-        if ttft is not None:
-            ttfts.append(ttft)
-            del ttfts[:-SAMPLES]
-        plain[attempts[0].model] = count + 1, ttfts
-    return plain, others
+        if len(attempts) > 1 or record.continuations or (attempts and attempts[0].failure is not None):
+            self.others.append(record)
+        elif attempts:
+            count, ttfts = self.plain.get(attempts[0].model) or (0, [])
+            ttft = time_to_first_token(record)
+            if ttft is not None:
+                ttfts.append(ttft)
+                del ttfts[:-SAMPLES]
+            self.plain[attempts[0].model] = count + 1, ttfts
 
 
 def time_to_first_token(record: RequestRecord) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
 
-from chutes_autopilot.explorer_live.counting import SAMPLES, Counted, time_to_first_token
+from chutes_autopilot.explorer_live.counting import SAMPLES, Plain, time_to_first_token
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.resilience import HEDGE_LOST
 
@@ -127,8 +127,8 @@ class Measurements:
         if ttft is not None:
             self._counts(self._name(attempts[-1].model)).ttfts.append(ttft)
 
-    def add(self, plain: Counted) -> None:
-        """Count what `counted` gave."""
+    def add(self, plain: Plain) -> None:
+        """Count what a Counting has come to."""
         for model, (requests, ttfts) in plain.items():
             counts = self._counts(self._name(model))
             counts.requests += requests

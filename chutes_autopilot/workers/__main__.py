@@ -25,6 +25,9 @@ from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import Begin, Ready, ToWorker
 from chutes_autopilot.workers.worker import Gateway, Worker
 
+SPARED_AFTER = 1.0
+"""Seconds from the start of the service until the garbage collector leaves alone what was made for it."""
+
 
 def main(descriptor: int, ahead: Sequence[str]) -> None:
     """Serve until the parent ends this process, or is gone.
@@ -58,6 +61,8 @@ _HANG_UP = {signal.SIGHUP: _left_to_the_parent}
 
 def _build(settings: Settings, endpoints: tuple[str, ...], link: ParentLink) -> Gateway:
     raise_descriptor_limit(enough_descriptors(settings.max_connections, settings.max_inflight_requests))
+    timed: Any = reactor
+    timed.callLater(SPARED_AFTER, spare_the_collector)  # whoever waits for this worker does not wait for that
     return build(settings, reactor, endpoints, link=link)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,7 +15,7 @@ from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Factory
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
-from chutes_autopilot.explorer_live.counting import counted
+from chutes_autopilot.explorer_live.counting import Counting
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.catalog import Catalog
 from chutes_autopilot.policy.decision import MAX_DECISIONS
@@ -114,7 +115,8 @@ class ParentLink:
     _cooldowns: ToldCooldowns | None = attrs.field(default=None, init=False)
     _shown: tuple[FleetHealth, ...] = attrs.field(default=(), init=False)
     _serving: int | None = attrs.field(default=None, init=False)
-    _finished: list[RequestRecord] = attrs.field(factory=list, init=False)
+    _finished: deque[RequestRecord] = attrs.field(factory=deque, init=False)
+    _counting: Counting = attrs.field(factory=Counting, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.adopting = Adopting(self.reactor, list(self._descriptors[1:]))
@@ -172,11 +174,15 @@ class ParentLink:
 
     def finished(self, record: RequestRecord) -> None:
         """A request is over: the explorer will hear of it."""
-        if self.channel.full or len(self._finished) >= MAX_FINISHED:
+        counting = self._counting
+        if self.channel.full or counting.seen >= MAX_FINISHED:
             return
-        if not self._finished:
+        finished = self._finished
+        if not finished:
             self.reactor.callLater(FINISHED_SECONDS, self._tell_finished)
-        self._finished.append(record)
+        finished.append(record)
+        if len(finished) > TOLD_WHOLE:
+            counting.take(finished.popleft())
 
     def decision_elsewhere(self, request_id: str, owner: bytes) -> Deferred[bytes | None]:
         """What another worker knows of a request."""
@@ -263,10 +269,10 @@ class ParentLink:
         self.channel.send(Reply(number, value))
 
     def _tell_finished(self) -> None:
-        finished, self._finished = self._finished, []
+        finished, self._finished = [*self._finished], deque()
+        counting, self._counting = self._counting, Counting()
         over = {id(record) for record in finished[-EXPLAINED:]}
         kept = [] if self.relay is None else self.relay.decisions.newest(self.relay.decisions.limit)
         decisions = [each.decision() for each in kept if id(each.record) in over]
-        plain, others = counted(finished[:-TOLD_WHOLE])
-        records = others + finished[-TOLD_WHOLE:]
-        self.channel.send(Finished(records, decisions, len(finished) - len(records), plain))
+        records = counting.others + finished
+        self.channel.send(Finished(records, decisions, counting.seen - len(counting.others), counting.plain))

@@ -180,7 +180,7 @@ class Finished(Message):
     :param records: the last of them, and before these the ones that did not simply succeed.
     :param decisions: why the last of them went where they went.
     :param further: how many more there were.
-    :param plain: what those come to (explorer_live.counting.counted).
+    :param plain: what those come to (explorer_live.counting.Counting).
     """
 
     records: list[RequestRecord]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chutes_autopilot.explorer_live.counting import SAMPLES, counted
+from chutes_autopilot.explorer_live.counting import SAMPLES, Counting
 from chutes_autopilot.explorer_live.measured import (
     MAX_FAILOVERS,
     MAX_MODELS,
@@ -166,14 +166,17 @@ def test_what_is_counted_beforehand_adds_up_to_the_same(
     one_by_one, together = Seen(), Seen()
     for each in records:
         one_by_one.finished(each)
-    plain, others = counted(records)
-    together.measurements.add(plain)
-    for each in others:
+    counting = Counting()
+    for each in records:
+        counting.take(each)
+    together.measurements.add(counting.plain)
+    for each in counting.others:
         together.finished(each)
     assert together.measurements.measured() == one_by_one.measurements.measured()
     assert together.measurements.failovers() == one_by_one.measurements.failovers()
     assert together.measurements.version == one_by_one.measurements.version
-    assert all(len(each.attempts) > 1 or each.attempts[0].failure for each in others)
+    assert all(len(each.attempts) > 1 or each.attempts[0].failure for each in counting.others)
+    assert counting.seen == len(records)
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.booleans()), max_size=4), max_size=20))
