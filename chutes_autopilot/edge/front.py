@@ -114,11 +114,13 @@ class FrontChannel(GatewayChannel):
         if framing is None:
             head = read_ordinary_head(data) if data.startswith(REQUEST_LINE_START) else None
             framing = None if head is None else head.framing(data)
-        if head is None or framing is None or framing[0] > self.site.limits.max_request_bytes:
+            self._last_head = head
+        if head is None or framing is None:
             return False
-        self._last_head = head
         length, start = framing
         end = start + length
+        if length > self.site.limits.max_request_bytes:
+            return False
         if length > UNCOUNTED_BYTES and not self.hold(min(length, len(data) - start)):
             self._head, self._length, self._missing = head, length, max(0, end - len(data))
             self.refuse(no_room())
@@ -154,14 +156,14 @@ class FrontChannel(GatewayChannel):
         self.pause_time()
         if ahead:
             self.keep_ahead(ahead)
-        client = self._client if head is self._named else self._client_of(head)
+        client, site = self._client if head is self._named else self._client_of(head), self.site
         sent_id = head.index.get(REQUEST_ID)
-        request_id = (acceptable_request_id(sent_id) if sent_id else None) or next(self.site.random_ids)
-        fields = b"%bAccept-Encoding: identity\r\nX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
+        request_id = (acceptable_request_id(sent_id) if sent_id else None) or next(site.random_ids)
+        fields = b"%bX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
         call = ChatCall(b"POST", head.target, fields, body, request_id, client)
         downstream = self._downstream = FrontDownstream(self, self.direct_write, request_id)
         try:
-            exchange = self.site.relay.open(call, downstream, self._answer_over)
+            exchange = site.relay.open(call, downstream, self._answer_over)
         except ApiError as error:
             downstream.refuse(error)
             self._answered()

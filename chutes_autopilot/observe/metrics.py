@@ -28,6 +28,9 @@ _OVERHEAD_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
 _DURATION_BUCKETS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 _REFRESH_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+AT_ONCE = 64
+"""Requests that are counted together: a processor counts many in the time in which it finds out how to count one."""
+
 
 class _Histogram:
     """Counts by bucket; made cumulative only when read."""
@@ -56,13 +59,14 @@ class _Histogram:
 class Metrics(Collector):
     """Counts finished requests and refreshes, and reads the control plane's gauges when scraped.
 
-    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request ends.
+    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request is counted.
     """
 
     def __init__(self, model_label: Callable[[str], str]) -> None:
         self._model_label = model_label
         self.active = 0
         """Requests whose answer has not ended."""
+        self._uncounted: list[RequestRecord] = []
         self._requests: Counter[int] = Counter()
         self._selections: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
@@ -99,7 +103,18 @@ class Metrics(Collector):
         return counts
 
     def finished(self, record: RequestRecord) -> None:
-        """Count one request whose answer has ended."""
+        """Count one request whose answer has ended, at the latest when somebody asks."""
+        uncounted = self._uncounted
+        uncounted.append(record)
+        if len(uncounted) >= AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        uncounted, self._uncounted = self._uncounted, []
+        for record in uncounted:
+            self._count_one(record)
+
+    def _count_one(self, record: RequestRecord) -> None:
         self._requests[record.status] += 1
         if record.endpoint != "chat":
             self._endpoints[record.endpoint] += 1
@@ -137,6 +152,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape, for prometheus_client."""
+        self._count()
         yield GaugeMetricFamily(
             "chutes_autopilot_requests_active", "Requests to be relayed whose answer has not ended.", self.active
         )

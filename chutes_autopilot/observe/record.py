@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import attrs
+import msgspec
 
 Outcome = Literal["complete", "refused", "cut", "client_gone"]
 
@@ -11,8 +11,7 @@ CLIENT_GONE_STATUS = 499
 """The status metrics and log show for a client that left before its answer was complete (nginx's convention)."""
 
 
-@attrs.define(eq=False)
-class AttemptRecord:
+class AttemptRecord(msgspec.Struct, eq=False, gc=False):
     """One attempt: the model sent, the status it got, and why it failed (policy.failover's names) and when.
 
     :param detail: of which kind a 429 is (policy.rate_limits), how a stream broke off that was continued, and how that
@@ -37,8 +36,7 @@ class AttemptRecord:
         return f"{self.model}={self.failure or self.status or 'open'}{waited}"
 
 
-@attrs.define(eq=False)
-class RequestRecord:
+class RequestRecord(msgspec.Struct, eq=False, gc=False):
     """One request of an endpoint (relay.endpoint). Times are the clock's seconds; None is what did not happen.
 
     It holds names, numbers and times only: never a body, token, key or address, nor a hash of one.
@@ -50,7 +48,7 @@ class RequestRecord:
     mode: str = "none"
     stream: bool = False
     candidates: tuple[str, ...] = ()
-    attempts: list[AttemptRecord] = attrs.field(factory=list)
+    attempts: list[AttemptRecord] = []
     selected: str | None = None
     status: int = 0
     error: str | None = None

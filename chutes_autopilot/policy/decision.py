@@ -3,8 +3,9 @@
 It holds no prompt, no answer, no key, no address, nor a hash of one.
 """
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -195,23 +196,27 @@ class RecentDecisions(Generic[Kept]):
 
     limit: int = MAX_DECISIONS
     seen: int = attrs.field(default=0, init=False)
-    _kept: OrderedDict[tuple[str, bytes], Kept] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _kept: deque[tuple[bytes, Kept]] = attrs.field(init=False, repr=False)
+
+    @_kept.default
+    def _nothing_yet(self) -> deque[tuple[bytes, Kept]]:
+        return deque(maxlen=self.limit)
 
     def keep(self, decision: Kept, owner: bytes) -> None:
-        """Keep one more; of two with the same id and owner the newer counts."""
-        key = decision.request_id, owner
+        """Keep one more; of two with the same id and owner the newer is found.
+
+        Each request is kept, and hardly one of them asked for: it is finding that may take its time.
+        """
         self.seen += 1
-        self._kept[key] = decision
-        self._kept.move_to_end(key)
-        while len(self._kept) > self.limit:
-            self._kept.popitem(last=False)
+        self._kept.appendleft((owner, decision))
 
     def find(self, request_id: str, owner: bytes) -> Kept | None:
         """The decision on a request of this owner's; None for any other, as if it did not exist.
 
         :param owner: the client's key.
         """
-        return self._kept.get((request_id, owner))
+        found = (kept for whose, kept in self._kept if kept.request_id == request_id and whose == owner)
+        return next(found, None)
 
     async def find_elsewhere(self, request_id: str, owner: bytes) -> dict[str, Any] | None:
         """The same where other replicas are asked, as JSON; here there are none."""
@@ -219,7 +224,7 @@ class RecentDecisions(Generic[Kept]):
 
     def newest(self, count: int) -> list[Kept]:
         """The last ones, newest first, for the operator."""
-        return [decision for decision, _ in zip(reversed(self._kept.values()), range(count), strict=False)]
+        return [decision for _, decision in islice(self._kept, count)]
 
 
 def _milliseconds(seconds: float | None) -> float | None:

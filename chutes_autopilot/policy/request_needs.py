@@ -77,7 +77,7 @@ def read_need(members: RoutingMembers, size: int) -> Need:
     :param size: of the body, in bytes.
     """
     requires: set[str] = set()
-    media = media_bytes = 0
+    media = media_bytes = max_tokens = 0
     messages = bytes(members.messages)
     # a message with parts has a list within the list
     if messages.find(b"[", 1) > 0:
@@ -98,11 +98,15 @@ def read_need(members: RoutingMembers, size: int) -> Need:
     prompted = members.prompt is not ABSENT and members.messages is ABSENT
     if members.response_format is not ABSENT and (kind := _format(bytes(members.response_format))):
         requires.add(kind)
+    if members.max_completion_tokens is not ABSENT:
+        max_tokens = _count(members.max_completion_tokens)
+    if not max_tokens and members.max_tokens is not ABSENT:
+        max_tokens = _count(members.max_tokens)
     return Need(
         tuple(name for name in (*INPUTS, *FEATURES) if name in requires) if requires else (),
         size - (_other_prompts(members.prompt) if prompted else media_bytes),
         media,
-        _count(members.max_completion_tokens) or _count(members.max_tokens),
+        max_tokens,
         "prompt" if prompted else "messages",
     )
 
@@ -155,5 +159,5 @@ def _format(data: bytes) -> str | None:
 
 
 def _count(raw: msgspec.Raw) -> int:
-    value = None if raw is ABSENT else _decoded(_COUNT, raw)
+    value = _decoded(_COUNT, raw)
     return int(value) if value is not None and 1 <= value <= _LARGEST else 0

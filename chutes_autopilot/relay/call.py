@@ -1,6 +1,7 @@
 """One chat request as it was read from a client, and what it says of its sender."""
 
 import attrs
+import msgspec
 
 from chutes_autopilot.policy.client_address import TrustedProxies, client_address
 from chutes_autopilot.policy.stickiness import bearer_token, client_key, session_value
@@ -31,6 +32,8 @@ class Client:
 
     def key(self, secret: bytes, trusted_proxies: TrustedProxies | None, prompt_cache_key: str) -> bytes:
         """The key by which it is remembered; the last one is kept, for connections that bring many requests."""
+        if self._session == b"" and not prompt_cache_key and self.session_id is None and self.session_affinity is None:
+            return self._key
         session = session_value(self.session_id, self.session_affinity, prompt_cache_key)
         if session != self._session:
             token = bearer_token(self.authorization)
@@ -51,8 +54,7 @@ class Client:
         return self._credential
 
 
-@attrs.define
-class ChatCall:
+class ChatCall(msgspec.Struct, eq=False):
     """One chat request as it was read from a client.
 
     :param target: the request target in origin form, as received.

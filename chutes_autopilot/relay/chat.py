@@ -128,13 +128,26 @@ class ChatRelay:
             or None when the answer was relayed, cut or abandoned.
         :param open_upstream: makes this request's attempts, where they are not the usual ones.
         """
-        record = self._begin(call.request_id, len(call.body))
+        record, rules = self._begin(call.request_id, len(call.body)), self.rules
+        if open_upstream is None:
+            open_upstream = self.open_upstream
         try:
-            if self.metrics.active > self.rules.max_inflight:
+            if self.metrics.active > rules.max_inflight:
                 raise _overloaded()
             body = read_chat_body(call.body)
             record.stream = body.stream
-            return self._exchange(call, body, record, downstream, open_upstream or self.open_upstream, ended)
+            if self.fuse and rules.ban_fuse:
+                banned = self.fuse.admit(self.owner(call.client), record.received)
+                if banned:
+                    raise ban_refusal(banned)
+            exchange = self._routed(call, body, record, downstream, open_upstream, ended)
+            if self.recall is None or exchange.key is None:
+                return exchange
+            recalling = self.recall(exchange.key, exchange.previous is not None)
+            if recalling is None:
+                return exchange
+            again = partial(self._routed, call, body, record, downstream, open_upstream, ended)
+            return RecalledExchange(exchange, recalling, again)
         except ApiError as error:
             self._refused(record, error)
             self.decisions.keep(Explained(record, None, self.rules.profile), self.owner(call.client))
@@ -264,27 +277,6 @@ class ChatRelay:
         record.ended = self.clock.seconds()
         self.finished(record)
 
-    def _exchange(
-        self,
-        call: ChatCall,
-        body: ChatBody,
-        record: RequestRecord,
-        downstream: IDownstream,
-        open_upstream: OpenUpstream,
-        ended: Callable[[RequestRecord, ApiError | None], None],
-    ) -> Exchange | RecalledExchange:
-        """What to try for whom."""
-        if self.fuse and self.rules.ban_fuse and (banned := self.fuse.admit(self.owner(call.client), record.received)):
-            raise ban_refusal(banned)
-        exchange = self._routed(call, body, record, downstream, open_upstream, ended)
-        if self.recall is None or exchange.key is None:
-            return exchange
-        recalling = self.recall(exchange.key, exchange.previous is not None)
-        if recalling is None:
-            return exchange
-        again = partial(self._routed, call, body, record, downstream, open_upstream, ended)
-        return RecalledExchange(exchange, recalling, again)
-
     def _routed(
         self,
         call: ChatCall,
@@ -296,11 +288,12 @@ class ChatRelay:
     ) -> Exchange:
         """What to try by what is known of the client here."""
         key, previous, route = self._route(call, body, record)
-        self.decisions.keep(Explained(record, route, self.rules.profile), self.owner(call.client))
-        plan = route.plan
-        record.mode = plan.mode
+        rules, plan = self.rules, route.plan
+        owner = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
+        self.decisions.keep(Explained(record, route, rules.profile), owner)
+        record.mode = mode = plan.mode
         record.candidates = plan.candidates
-        kept_as = None if plan.mode == "direct" else key
+        kept_as = None if mode == "direct" else key
         if route.resilient is None:
             return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
         # elsewhere a second attempt would spend what is scarce: sessions with instances

@@ -1,11 +1,14 @@
 """One request carried out: its attempts until the commit boundary, and the hand-over to the pipe."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import partial
 from time import time
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import attrs
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -60,7 +63,7 @@ OpenUpstream = Callable[[str, UpstreamRequest, float, IAttemptObserver], IUpstre
 """Makes an attempt, not yet started: the model, the request, seconds its head may take, who hears of it."""
 
 
-INTERNAL, UNAVAILABLE = 500, 503
+NO_CONTENT, INTERNAL, UNAVAILABLE = 204, 500, 503
 
 
 @attrs.frozen
@@ -146,6 +149,8 @@ class Surroundings(Protocol):
     def finished(self, record: RequestRecord) -> None:
         """The request is over, its record complete."""
 
+
+NONE_FAILED: Mapping[str, float] = MappingProxyType({})
 
 _OWN = ATTEMPTS + b": %d\r\n" + REQUEST_ID + b": %b\r\n"
 _SELECTED = SELECTED + b": %b\r\n%b"
@@ -235,7 +240,7 @@ class Exchange:
         self._record.first_attempt = now = relay.clock.seconds()
         self._deadline = relay.deadlines.start(relay.rules.limits.request_deadline, self._out_of_time, now)
         try:
-            self._try(self.route.first)
+            self._begin(self.route.first, now)
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
 
@@ -271,18 +276,29 @@ class Exchange:
         self._happened(failure)
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
+        status = head.status
         self._head = head
-        self._record.attempts[-1].status = head.status
-        if not is_plain_event_stream(head.status, head.index):
-            self._happened(Answer(head.status), data)
+        self._record.attempts[-1].status = status
+        if not is_plain_event_stream(status, head.index):
+            self._answered(status, data)
             return
-        self._happened(Answer(head.status))
+        self._happened(Answer(status))
         if self._pipe is not None:  # the end of a stream has to be judged, which the pipe does
             self._pipe.body(data)
             if self._record.outcome is None and not self._pipe.moved_on:
                 self._pipe.end()
 
     # the state machine's commands
+
+    def _answered(self, status: int, data: bytes) -> None:
+        """A whole answer that is no stream of events."""
+        if not 200 <= status < 300 or status == NO_CONTENT:
+            self._happened(Answer(status), data)
+            return
+        try:
+            self._relay_whole(data)  # what `step` would say
+        except Exception:  # noqa: BLE001 - reported
+            self._failed_unexpectedly()
 
     def _happened(self, event: Event, data: bytes = b"") -> None:
         self._state, command, failure = step(self._state, event)
@@ -318,20 +334,23 @@ class Exchange:
                 self._refuse(error)
 
     def _try(self, command: Try) -> None:
+        self._begin(command, self._relay.clock.seconds())
+
+    def _begin(self, command: Try, now: float) -> None:
         self._head = None
-        self._begun = self._relay.clock.seconds()
-        self._attempt = self._open(command, self, self._begun)
-        self._attempt.start()
+        self._begun = now
+        self._attempt = attempt = self._open(command, self, now)
+        attempt.start()
 
     def _open(self, command: Try, observer: IAttemptObserver, now: float) -> IUpstreamAttempt:
         """An attempt, not yet started, and its record."""
-        model = command.model
+        model, plan = command.model, self.route.plan
         attempt = AttemptRecord(model)
-        if self._relay.health.started(self.route.plan.base(model), now):
+        if self._relay.health.started(plan.base(model), now):
             attempt.probe = True
         self._record.attempts.append(attempt)
         call, body = self._call, self._body
-        data = (body.data,) if self.route.plan.mode == "direct" else body.with_model(model)
+        data = (body.data,) if plan.mode == "direct" else body.with_model(model)
         request = UpstreamRequest(call.method, call.target, call.fields, data, command.fresh)
         return self.open_upstream(model, request, command.header_timeout, observer)
 
@@ -340,31 +359,33 @@ class Exchange:
 
         :param limit: which 429 it is, as far as that is known yet.
         """
-        record = self._record
-        self._stop_deadline()
-        model = record.attempts[-1].model
-        record.status = head.status
+        record, relay, status = self._record, self._relay, head.status
+        attempts = record.attempts
+        tried = len(attempts)
+        if self._deadline is not None:
+            self._stop_deadline()
+        model = attempts[-1].model
+        record.status = status
         record.selected = model
+        now = relay.clock.seconds()
         if record.first_byte is None:
-            record.first_byte = self._relay.clock.seconds()
-        self._judged("succeeded" if head.status < 400 else "abandoned" if head.status < 500 else "failed")
-        if 200 <= head.status < 300:
-            failures: dict[str, float] = {}
-            if len(record.attempts) > 1:
-                failures = self._failures(model)
-            self._relay.succeeded(self, model, failures)
+            record.first_byte = now
+        self._judged("succeeded" if status < 400 else "abandoned" if status < INTERNAL else "failed", now)
+        if 200 <= status < 300:
+            relay.succeeded(self, model, NONE_FAILED if tried == 1 else self._failures(model))
         self._committed = True
-        own = _OWN % (len(record.attempts), record.request_id.encode())
-        if limit is not None or (head.status >= INTERNAL and self._gave_up(head.status)):
-            own += self._relay.shield(self, head, limit)
+        own = _OWN % (tried, record.request_id.encode())
+        if limit is not None or (status >= INTERNAL and self._gave_up(status)):
+            own += relay.shield(self, head, limit)
         if self._call.client.explain:
-            own += b"%b: %b\r\n" % (EXPLAIN, self._relay.summary(self))
-        if self._relay.fuse and (limit is None or limit.kind != "edge"):
-            self._relay.fuse.answered(self.client)
-        if self.route.plan.mode == "direct":
+            own += b"%b: %b\r\n" % (EXPLAIN, relay.summary(self))
+        if relay.fuse and (limit is None or limit.kind != "edge"):
+            relay.fuse.answered(self.client)
+        route = self.route
+        if route.plan.mode == "direct":
             return own
-        if self.route.skipped:
-            own += b"%b: %b\r\n" % (SKIPPED, self.route.skipped)
+        if route.skipped:
+            own += b"%b: %b\r\n" % (SKIPPED, route.skipped)
         return _SELECTED % (model.encode(), own)
 
     def _gave_up(self, status: int) -> bool:
@@ -405,8 +426,8 @@ class Exchange:
         if continuable is None:
             return None
         return Continuations(
-            attrs.evolve(call, body=b""),
-            attrs.evolve(body),
+            msgspec.structs.replace(call, body=b""),
+            copy(body),
             continuable,
             plan,
             self._record,
@@ -472,25 +493,26 @@ class Exchange:
             self._finish("cut", None)
 
     def _finish(self, outcome: Outcome, error: ApiError | None) -> None:
-        record = self._record
+        record, relay = self._record, self._relay
         if record.outcome is not None:
             return
-        self._stop_deadline()
+        if self._deadline is not None:
+            self._stop_deadline()
         record.outcome = outcome
-        record.ended = self._relay.clock.seconds()
+        record.ended = relay.clock.seconds()
         if self._pipe is not None:
             self._pipe.stop()
             record.bytes_out = self._pipe.bytes_relayed
             self._measure(self._pipe)
             if self._head is not None and self._head.status == RATE_LIMITED:
                 limit = read_rate_limit(self._head.index, self._pipe.beginning(), time())
-                self._relay.rate_limited(self, limit, record.attempts[-1])
+                relay.rate_limited(self, limit, record.attempts[-1])
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.
         if self._attempt is not None:
             self._attempt.observer = None
         self._attempt = self._pipe = None
-        self._relay.finished(record)
+        relay.finished(record)
         self._ended(record, error)
 
     def _measure(self, pipe: Pipe) -> None:
@@ -500,22 +522,26 @@ class Exchange:
             base, now = self.route.plan.base(record.selected), self._relay.clock.seconds()
             self._relay.health.streamed(base, pace.events, pace.tokens, pace.heard_at - record.first_byte, now)
 
-    def _judged(self, end: Literal["succeeded", "failed", "abandoned"]) -> None:
-        """What the attempt under way says of its model, once for each."""
+    def _judged(self, end: Literal["succeeded", "failed", "abandoned"], now: float | None = None) -> None:
+        """What the attempt under way says of its model, once for each.
+
+        :param now: the clock's seconds, where they have just been read.
+        """
         begun, self._begun = self._begun, None
         if begun is None:
             return
-        health, route = self._relay.health, self.route
-        model = route.plan.base(self._record.attempts[-1].model)
+        health, route, record = self._relay.health, self.route, self._record
+        model = route.plan.base(record.attempts[-1].model)
         if end == "abandoned":
             health.abandoned(model)
             return
-        now = self._relay.clock.seconds()
+        if now is None:
+            now = self._relay.clock.seconds()
         if end == "failed":
             health.failed(model, now)
             return
-        health.succeeded(model, now - begun if self._record.stream else None, now)
-        if model in route.cooling:
+        health.succeeded(model, now - begun if record.stream else None, now)
+        if route.cooling and model in route.cooling:
             health.back(route.cooling, now)
 
     def _drop_attempt(self) -> None:

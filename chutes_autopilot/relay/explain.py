@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import attrs
+import msgspec
 
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, Followed
@@ -10,8 +10,7 @@ from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.exchange import Route
 
 
-@attrs.define(eq=False)
-class Explained:
+class Explained(msgspec.Struct, eq=False):
     """One request, under way or over.
 
     :param route: None where it was refused before anything could be chosen.

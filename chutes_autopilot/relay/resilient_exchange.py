@@ -134,6 +134,9 @@ class ResilientExchange(Exchange):
 
     # the state machine's commands
 
+    def _answered(self, status: int, data: bytes) -> None:
+        self._happened(Answer(status), data)
+
     def _happened(self, event: Event, data: bytes = b"") -> None:
         command, failure = self._step(event)
         try:

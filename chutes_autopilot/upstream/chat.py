@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import attrs
+import msgspec
 from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
@@ -16,8 +16,7 @@ STALE_SECONDS = 0.5
 """How long after a request the news may take that its connection had been closed before: about one round trip."""
 
 
-@attrs.define
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, eq=False):
     """What is sent: method and target as the client gave them, the filtered header lines, the body's bytes.
 
     :param body: in pieces, so that a large one is copied once, when it is sent.
@@ -117,11 +116,9 @@ class ChatAttempt:
     def _send(self, connection: UpstreamConnection) -> None:
         self._cancel_connecting = None
         self._connection = connection
-        request, backend = self._request, self._backend
-        body = request.body
-        length = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        request, backend, body = self._request, self._backend, self._request.body
         target = backend.prefix + request.target
-        head = request_head(request.method, target, backend.host_header, request.fields, length)
+        head = request_head(request.method, target, backend.host_header, request.fields, sum(map(len, body)))
         self._sent_at = self._deadlines.now()
         connection.send(b"".join((head, *body)), self)
 
@@ -145,9 +142,12 @@ class ChatAttempt:
 
     def wrote(self) -> None:
         if not self._head_seen:
-            if self._deadline is not None:
+            now = None
+            if self._deadline is None:
+                now = self._sent_at
+            else:
                 self._disarm()
-            self._deadline = self._deadlines.start(self._header_timeout, self._header_late)
+            self._deadline = self._deadlines.start(self._header_timeout, self._header_late, now)
 
     def head(self, head: ResponseHead) -> None:
         self._head_seen = True
@@ -166,7 +166,8 @@ class ChatAttempt:
             self._deadline = None
         self._connection = None
         self.observer.answer(head, data)
-        self._disarm()  # the observer may have asked for a first byte that it had been given already
+        if self._deadline is not None:
+            self._disarm()  # the observer may have asked for a first byte that it had been given already
 
     def end(self) -> None:
         self._disarm()

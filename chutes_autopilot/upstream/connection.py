@@ -139,7 +139,7 @@ class UpstreamConnection(Protocol):
             whole = whole_response(data)
             if whole is not None:
                 self._release(True)
-                receiver.answer(*whole)
+                receiver.answer(whole[0], whole[1])
                 return
             parser = self._parser = ResponseParser()
         events = parser.receive(data)

@@ -65,7 +65,8 @@ class Deadlines:
         queue = self._queues.get(seconds)
         if queue is None:
             queue = self._queues[seconds] = _Queue(self._clock, seconds)
-        deadline = queue.free.pop() if queue.free else Deadline(queue)
+        free = queue.free
+        deadline = free.pop() if free else Deadline(queue)
         deadline.expires = (self.now() if now is None else now) + seconds
         deadline.expired = expired
         if not deadline.waits:

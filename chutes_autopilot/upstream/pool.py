@@ -200,8 +200,8 @@ class ConnectionPool:
             connection.abort()
             return
         self._open[connection].idle.append((connection, self.clock.seconds() + self.idle_timeout))
-        self.idle_count += 1
-        if self.idle_count > self.max_idle:
+        self.idle_count = idle_count = self.idle_count + 1
+        if idle_count > self.max_idle:
             self._close_oldest()
         if self._sweep is None:
             self._sweep = self.clock.callLater(self.idle_timeout, self._close_expired)

@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Mapping
 from itertools import accumulate
 
-import attrs
 import msgspec
 
 from chutes_autopilot.errors import ApiError
@@ -66,8 +65,7 @@ _MEMBER_NAMES = RoutingMembers.__struct_fields__
 _ROUTING_DECODER = msgspec.json.Decoder(RoutingMembers)
 
 
-@attrs.define
-class ChatBody:
+class ChatBody(msgspec.Struct, eq=False):
     """A chat completion request as routing sees it.
 
     :param data: the body as received, byte for byte.
@@ -127,11 +125,14 @@ def _plain_body(data: bytes) -> ChatBody | None:
     raw = bytes(members.model)
     if raw[:1] != b'"' or b"\\" in raw:
         return None
-    start, end = (0, 0) if len(data) < LARGE_BYTES else _messages_span(data, members)
-    at = _only_model(data[:start], data[end:])
-    if at is None:
-        return None
-    found = _AFTER_KEY.match(data, at if at < start else at - start + end)
+    if len(data) < LARGE_BYTES:
+        at = _only_model(data)
+    else:
+        start, end = _messages_span(data, members)
+        at = _only_model(data[:start] + data[end:])
+        if at is not None and at >= start:
+            at += end - start
+    found = None if at is None else _AFTER_KEY.match(data, at)
     if found is None or not data.startswith(raw, found.end()):
         return None
     at, stream, cache_key = found.end(), members.stream, members.prompt_cache_key
@@ -159,9 +160,8 @@ def _messages_span(data: bytes, members: RoutingMembers) -> tuple[int, int]:
     return key.end(), key.end() + len(messages)
 
 
-def _only_model(before: bytes, after: bytes) -> int | None:
-    """The offset in the two parts, joined, behind the only ``"model"`` in them; None where there is not just one."""
-    text = before + after
+def _only_model(text: bytes) -> int | None:
+    """The offset behind the only ``"model"`` in a text; None where there is not just one."""
     # rfind takes half the time of find where there is nothing to be found
     key_at = text.find(b'"model"')
     if key_at < 0 or text.rfind(b'"model"') != key_at:
@@ -234,7 +234,9 @@ def _too_deep() -> ApiError:
 
 
 def _brackets_exceed(text: bytes, limit: int) -> bool:
-    """Whether more than ``limit`` arrays and objects may begin here; few are found quicker than they are counted."""
+    """Whether more than ``limit`` arrays and objects may begin here; in a large text few are found sooner than counted."""
+    if len(text) < LARGE_BYTES:
+        return text.count(b"[") + text.count(b"{") > limit
     for bracket in (b"[", b"{"):
         at = text.find(bracket)
         while at >= 0:

@@ -37,6 +37,8 @@ _GATEWAY_FIELD = re.compile(
 """The fields a gateway looks at; of a plain head no others are taken apart. It begins with a byte that is the same in
 either case, as the search is then for that byte."""
 
+_WITHOUT_BODY = (b"204", b"304")
+
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _SMALL_SIZES = {b"%x" % size: size for size in range(1, 2049)}
 """How the sizes of nearly all chunks are spelled: to look one up takes a third of the time of writing it."""
@@ -371,10 +373,9 @@ def whole_response(data: bytes) -> tuple[ResponseHead, bytes] | None:
     The connection it came over may be used again. Whatever is not exactly that is a `ResponseParser`'s to judge.
     """
     plain = _plain_head(data)
-    if plain is None:
+    if plain is None or not plain[1] or len(data) - plain[2] != plain[1]:
         return None
-    head, length, start = plain
-    return (head, data[start:]) if length and len(data) - start == length else None
+    return plain[0], data[plain[2] :]
 
 
 def _plain_head(data: bytes) -> tuple[ResponseHead, int | None, int] | None:
@@ -385,21 +386,20 @@ def _plain_head(data: bytes) -> tuple[ResponseHead, int | None, int] | None:
         return None
     status_text, reason, block = found.groups()
     fields = _GATEWAY_FIELD.findall(data, found.start(3) - 1, found.end(3))
-    index = {name.lower(): value for name, value in fields}
-    if len(index) != len(fields) or block.count(b"\n") > MAX_HEADERS:
+    index: dict[bytes, bytes] = {}
+    for name, value in fields:
+        index[name.lower()] = value
+    if len(index) != len(fields) or block.count(b"\n") > MAX_HEADERS or status_text in _WITHOUT_BODY:
         return None
-    length = index.get(b"content-length")
-    coding = index.get(b"transfer-encoding")
-    if (
-        (length is None) is (coding is None)
-        or status_text in (b"204", b"304")
-        or (b"connection" in index and index[b"connection"] != b"keep-alive")
-    ):
+    if b"connection" in index and index[b"connection"] != b"keep-alive":
         return None
     head = ResponseHead(int(status_text), reason, None, block, index)
+    length = index.get(b"content-length")
     if length is None:
-        return (head, None, found.end()) if coding == b"chunked" else None
-    return (head, int(length), found.end()) if length.isdigit() and len(length) <= 18 else None
+        return (head, None, found.end()) if index.get(b"transfer-encoding") == b"chunked" else None
+    if b"transfer-encoding" in index or not length.isdigit() or len(length) > 18:
+        return None
+    return head, int(length), found.end()
 
 
 def _whole_chunks(data: bytes) -> tuple[Body | None, int]:

@@ -26,6 +26,8 @@ _LENGTH = re.compile(rb"(?i:\ncontent-length):[ \t]*([0-9]{1,9})\r\n")
 MAX_LENGTH_DIGITS = 9
 _NOT_ORDINARY = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"proxy-connection"})
 
+_AS_THEY_ARE = (b"Accept-Encoding", b"identity")
+
 READ_HEADERS = (
     b"authorization",
     b"x-forwarded-for",
@@ -43,7 +45,7 @@ class OrdinaryHead:
     """The head of an ordinary request.
 
     :param target: as received.
-    :param upstream_fields: the header lines that go upstream, without those this gateway writes itself.
+    :param upstream_fields: the header lines that go upstream, but for the request's id and what frames it.
     :param index: lower-case name to value of the headers that this gateway reads.
     :param before: the head up to the digits of its length.
     :param after: the head from there to its end.
@@ -62,12 +64,12 @@ class OrdinaryHead:
         """
         if not data.startswith(self.before):
             return None
-        start = len(self.before)
+        start, after = len(self.before), self.after
         end = data.find(b"\r", start, start + MAX_LENGTH_DIGITS + 1)
         digits = data[start:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self.after, end):
+        if not digits.isdigit() or not data.startswith(after, end):
             return None
-        return int(digits), end + len(self.after)
+        return int(digits), end + len(after)
 
 
 def read_ordinary_head(data: bytes) -> OrdinaryHead | None:
@@ -87,4 +89,4 @@ def read_ordinary_head(data: bytes) -> OrdinaryHead | None:
     passing = [field for field, name in zip(fields, index, strict=True) if name not in DROPPED_FROM_REQUESTS]
     index = {name: index[name] for name in READ_HEADERS if name in index}
     before, after = data[: length.start(1)], data[length.end(1) : head.end()]
-    return OrdinaryHead(head[1], header_lines(passing), index, before, after)
+    return OrdinaryHead(head[1], header_lines((*passing, _AS_THEY_ARE)), index, before, after)

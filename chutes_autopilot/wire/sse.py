@@ -40,9 +40,12 @@ def is_plain_event_stream(status: int, index: Mapping[bytes, bytes]) -> bool:
 
     :param index: its header values by lower-case name.
     """
+    kind = index.get(b"content-type")
+    if kind is None or kind == b"application/json":
+        return False
     if not 200 <= status < 300 or status == 204 or b"content-encoding" in index:
         return False
-    return index.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"text/event-stream"
+    return kind.partition(b";")[0].strip().lower() == b"text/event-stream"
 
 
 class StreamGuard:
