@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from twisted.application.service import MultiService
 from twisted.internet import reactor
 from twisted.internet.error import ReactorNotRunning
-from twisted.logger import ILogObserver, LegacyLogObserverWrapper, Logger, LogLevel, LogLevelFilterPredicate
+from twisted.logger import ILogObserver, LegacyLogObserverWrapper, Logger
 from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
@@ -22,7 +22,7 @@ from chutes_autopilot.composition import GatewayService, build
 from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.listening import check_endpoint
-from chutes_autopilot.observe.logs import TextStream, WholeLines, filtered, log_observer
+from chutes_autopilot.observe.logs import TextStream, Threshold, WholeLines, filtered, log_observer
 from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
@@ -61,7 +61,7 @@ class Options(usage.Options):
 
     settings: Settings
     endpoints: tuple[str, ...]
-    log_threshold: LogLevelFilterPredicate
+    log_threshold: Threshold
     sources: tuple[Mapping[str, str], Mapping[str, str]]
     """What the settings were read from when that went well last: variables, and the texts of files by their paths."""
 
@@ -109,7 +109,7 @@ class Options(usage.Options):
             self.settings = self._read(variables)
         except SettingsError as error:
             _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
-        self.log_threshold = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(self.settings.log_level))
+        self.log_threshold = Threshold(self.settings.log_level)
         self.endpoints = tuple(self._endpoints) or (self.settings.listen_endpoint,)
         admin = (self.settings.admin_endpoint,) if self.settings.admin_endpoint is not None else ()
         for endpoint in (*self.endpoints, *admin):
@@ -292,7 +292,7 @@ def _stop(gateway: "GatewayService | ParentService", reason: str) -> None:
 
 def _reload(options: Options, gateway: "GatewayService | ParentService") -> Callable[[str], None]:
     def apply(settings: Settings) -> None:
-        options.log_threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
+        options.log_threshold.set(settings.log_level)
         gateway.apply(settings)
 
     settings = Reload(options.settings, options.read_again if options.reads_files else None, apply)

@@ -1,8 +1,9 @@
 """The client's side of an exchange, written straight to the client's connection."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from twisted.internet.interfaces import IPushProducer
 from twisted.web.http import NO_BODY_CODES, datetimeToString
 from zope.interface import implementer
@@ -15,6 +16,7 @@ from chutes_autopilot.web.site import CUT_SECONDS
 from chutes_autopilot.wire.headers import (
     DROPPED_FROM_RESPONSES,
     OWN_PREFIX,
+    PASSING,
     REQUEST_ID,
     downstream_response_headers,
     header_lines,
@@ -26,23 +28,20 @@ if TYPE_CHECKING:
 
 
 @implementer(IDownstream)
-class FrontDownstream:
+class FrontDownstream(msgspec.Struct, eq=False):
     """Writes one answer in HTTP/1.1: with the upstream's length where it has one, chunked otherwise.
 
     The head waits for the first body bytes, so that both are one write.
     """
 
-    __slots__ = ("_channel", "_chunked", "_head", "_request_id", "_transport", "_write", "written")
-
-    def __init__(self, channel: "FrontChannel", write: Write, request_id: str) -> None:
-        self._channel = channel
-        self._transport = channel.transport
-        self._write = write
-        self._request_id = request_id
-        self._head = b""
-        self._chunked = False
-        self.written = 0
-        """How far the answer has been written; 0: not begun."""
+    _channel: "FrontChannel"
+    _transport: Any
+    _write: Write
+    _request_id: str
+    _head: bytes = b""
+    _chunked: bool = False
+    written: int = 0
+    """How far the answer has been written; 0: not begun."""
 
     def start(self, head: ResponseHead, own: bytes, producer: IPushProducer, keeps_body: bool = False) -> None:
         self._head = self._begun(head, own)
@@ -109,7 +108,9 @@ class FrontDownstream:
         """The head of the answer, which has begun with it."""
         self.written = 1
         status, index, fields = head.status, head.index, head.block
-        if not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower():
+        if not index.keys() <= PASSING and (
+            not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower()
+        ):
             fields = header_lines(downstream_response_headers(head.headers))
         if b"date" not in index:
             own += b"Date: %b\r\n" % datetimeToString()

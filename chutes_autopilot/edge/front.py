@@ -161,7 +161,7 @@ class FrontChannel(GatewayChannel):
         request_id = (acceptable_request_id(sent_id) if sent_id else None) or next(site.random_ids)
         fields = b"%bX-Request-Id: %b\r\n" % (head.upstream_fields, request_id.encode())
         call = ChatCall(b"POST", head.target, fields, body, request_id, client)
-        downstream = self._downstream = FrontDownstream(self, self.direct_write, request_id)
+        downstream = self._downstream = FrontDownstream(self, self.transport, self.direct_write, request_id)
         try:
             exchange = site.relay.open(call, downstream, self._answer_over)
         except ApiError as error:

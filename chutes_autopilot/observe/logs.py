@@ -35,14 +35,30 @@ class TextStream(Protocol):
     def flush(self) -> Any: ...
 
 
-Threshold = Literal["debug", "info", "warn", "error"] | LogLevelFilterPredicate
-"""The least severe level; as a predicate where it may change while the process runs."""
+Level = Literal["debug", "info", "warn", "error"]
+
+
+class Threshold(LogLevelFilterPredicate):
+    """The least severe level that is written; it may change while the process runs.
+
+    :ivar shows_requests: whether the lines of requests are.
+    """
+
+    def __init__(self, level: Level) -> None:
+        super().__init__()
+        self.set(level)
+
+    def set(self, level: Level) -> None:
+        """Write from now on what is at least so severe."""
+        least = LogLevel.lookupByName(level)
+        self.setLogLevelForNamespace("", least)
+        self.shows_requests = least <= LogLevel.info
 
 
 def log_observer(
     stream: TextStream,
     fmt: Literal["text", "json"],
-    level: Threshold,
+    level: Level | Threshold,
     later: Callable[[Callable[[], None]], object] | None = None,
     worker: int | None = None,
 ) -> "ProcessLog":
@@ -55,15 +71,15 @@ def log_observer(
     :param worker: the number of this process among several that write to the same place; every line says it.
     """
     if isinstance(level, str):
-        level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
+        level = Threshold(level)
     return ProcessLog(_Lines(stream), fmt, level, later, worker)
 
 
-def filtered(observer: ILogObserver, level: Threshold) -> ILogObserver:
+def filtered(observer: ILogObserver, level: Level | Threshold) -> ILogObserver:
     """Put the level, and the filters that keep peer addresses and error texts out, before any observer (syslog's, for
     one)."""
     if isinstance(level, str):
-        level = LogLevelFilterPredicate(defaultLogLevel=LogLevel.lookupByName(level))
+        level = Threshold(level)
     return FilteringLogObserver(_WithoutErrorTexts(observer), [_Noise(), level])
 
 
@@ -108,7 +124,7 @@ class ProcessLog:
         self,
         lines: "_Lines",
         fmt: Literal["text", "json"],
-        threshold: LogLevelFilterPredicate,
+        threshold: Threshold,
         later: Callable[[Callable[[], None]], object] | None,
         worker: int | None = None,
     ) -> None:
@@ -126,15 +142,16 @@ class ProcessLog:
 
     def __call__(self, event: LogEvent) -> None:
         record = event.get("record")
-        if not isinstance(record, RequestRecord):
+        if type(record) is not RequestRecord:
             self.flush()
             self._others(event)
-        elif self._threshold.logLevelForNamespace("chutes_autopilot") <= LogLevel.info:
-            self._waiting.append((event["log_time"], record))
-            if self._later is None:
-                self.flush()
-            elif len(self._waiting) == 1:
+        elif self._threshold.shows_requests:
+            waiting = self._waiting
+            waiting.append((event["log_time"], record))
+            if len(waiting) == 1 and self._later is not None:
                 self._later(self.flush)
+            elif self._later is None:
+                self.flush()
 
     def flush(self) -> None:
         """Write the lines that wait."""

@@ -295,11 +295,26 @@ class ChatRelay:
         record.candidates = plan.candidates
         kept_as = None if mode == "direct" else key
         if route.resilient is None:
-            return Exchange(self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended)
+            return Exchange(
+                self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended, route.state
+            )
         # elsewhere a second attempt would spend what is scarce: sessions with instances
         hedges = self.hedges if open_upstream is self.open_upstream else None
         return ResilientExchange(
-            self, call, body, route, kept_as, previous, record, downstream, open_upstream, ended, hedges=hedges
+            self,
+            call,
+            body,
+            route,
+            kept_as,
+            previous,
+            record,
+            downstream,
+            open_upstream,
+            ended,
+            route.state,
+            resilient=route.resilient,
+            random=self.random,
+            hedges=hedges,
         )
 
     def _route(self, call: ChatCall, body: ChatBody, record: RequestRecord) -> tuple[bytes, StickyChoice | None, Route]:

@@ -157,7 +157,7 @@ _SELECTED = SELECTED + b": %b\r\n%b"
 
 
 @implementer(IAttemptObserver)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """Feeds what happens to `policy.failover` and carries out its commands, for one request.
 
     :param key: under which the client's choice is remembered; None: it is not.
@@ -165,58 +165,27 @@ class Exchange:
     :param open_upstream: makes the attempts; may be replaced before the first one.
     :param ended: called once, when nothing more will be written and the request is counted: with the error of
         our own to answer with, or None when the answer was relayed, cut or abandoned.
+    :param state: of failover, before its first step.
     """
 
-    __slots__ = (
-        "_attempt",
-        "_begun",
-        "_body",
-        "_call",
-        "_committed",
-        "_deadline",
-        "_downstream",
-        "_ended",
-        "_head",
-        "_pipe",
-        "_record",
-        "_relay",
-        "_state",
-        "key",
-        "open_upstream",
-        "previous",
-        "route",
-    )
-
-    def __init__(
-        self,
-        relay: Surroundings,
-        call: ChatCall,
-        body: ChatBody,
-        route: Route,
-        key: bytes | None,
-        previous: StickyChoice | None,
-        record: RequestRecord,
-        downstream: IDownstream,
-        open_upstream: OpenUpstream,
-        ended: Callable[[RequestRecord, ApiError | None], None],
-    ) -> None:
-        self._relay = relay
-        self._call = call
-        self._body = body
-        self.route = route
-        self.key = key
-        self.previous = previous
-        self._record = record
-        self._state = route.state
-        self._attempt: IUpstreamAttempt | None = None
-        self._head: ResponseHead | None = None
-        self._pipe: Pipe | None = None
-        self._begun: float | None = None  # when the attempt began whose model is still to be judged
-        self._deadline: Deadline | None = None
-        self._committed = False
-        self._downstream = downstream
-        self.open_upstream = open_upstream
-        self._ended = ended
+    _relay: Surroundings
+    _call: ChatCall
+    _body: ChatBody
+    route: Route
+    key: bytes | None
+    previous: StickyChoice | None
+    _record: RequestRecord
+    _downstream: IDownstream
+    open_upstream: OpenUpstream
+    _ended: Callable[[RequestRecord, ApiError | None], None]
+    _state: Failover
+    _attempt: IUpstreamAttempt | None = None
+    _head: ResponseHead | None = None
+    _pipe: Pipe | None = None
+    _begun: float | None = None
+    """When the attempt began whose model is still to be judged."""
+    _deadline: Deadline | None = None
+    _committed: bool = False
 
     @property
     def record(self) -> RequestRecord:

@@ -3,7 +3,7 @@ one."""
 
 from collections.abc import Callable
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall
@@ -42,18 +42,10 @@ from chutes_autopilot.policy.resilience import (
     reason_of,
     step,
 )
-from chutes_autopilot.relay.exchange import Exchange, Surroundings
+from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.relay.judge import Judge, Judged
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import is_plain_event_stream
-
-
-class ResilientSurroundings(Surroundings, Protocol):
-    """What such an exchange finds beside that."""
-
-    @property
-    def random(self) -> Callable[[], float]:
-        """Gives numbers from 0 to below 1."""
 
 
 @attrs.define(eq=False)
@@ -66,29 +58,25 @@ class _Side:
     begun: float | None
 
 
-class ResilientExchange(Exchange):
+class ResilientExchange(Exchange, kw_only=True):
     """An exchange whose answers are judged before they are committed to.
 
     Each attempt reports to a Judge. While two are under way, the exchange's own is the later one, and ``_earlier`` the
     other; as soon as one of them answers or is over, there is one again, whose record is the last.
 
+    :param resilient: where its failover stands.
+    :param random: gives numbers from 0 to below 1.
     :param hedges: what bounds second attempts; None: there are none.
     """
 
-    __slots__ = ("_earlier", "_hedges", "_hedging", "_judge", "_random", "_resilient", "_wait", "_waiting_since")
-
-    def __init__(self, relay: ResilientSurroundings, *rest: Any, hedges: HedgeBudget | None = None) -> None:
-        super().__init__(relay, *rest)
-        state = self.route.resilient
-        assert state is not None  # noqa: S101 - why it is made
-        self._resilient = state
-        self._random = relay.random
-        self._hedges = hedges
-        self._judge: Judge | None = None
-        self._earlier: _Side | None = None
-        self._wait: IDelayedCall | None = None
-        self._waiting_since = 0.0
-        self._hedging: IDelayedCall | None = None
+    resilient: Resilient
+    random: Callable[[], float]
+    hedges: HedgeBudget | None = None
+    _judge: Judge | None = None
+    _earlier: _Side | None = None
+    _wait: IDelayedCall | None = None
+    _waiting_since: float = 0.0
+    _hedging: IDelayedCall | None = None
 
     # what the judges report
 
@@ -117,14 +105,14 @@ class ResilientExchange(Exchange):
             return
         self._head = head
         self._record.attempts[-1].status = head.status
-        skipped = len(self._resilient.skipped)
+        skipped = len(self.resilient.skipped)
         command, failure = self._step(event)
         try:
             if isinstance(command, Try | Wait):  # else it is counted with the answer
                 self._count(event, self._record.attempts[-1])
             if failure is not None:
                 self._ended_by(failure, command)
-            self._name_skipped(self._resilient.skipped[skipped:])
+            self._name_skipped(self.resilient.skipped[skipped:])
             if isinstance(command, Commit | PassBack):
                 self._take(held, over=over)
             else:
@@ -150,7 +138,7 @@ class ResilientExchange(Exchange):
             self._failed_unexpectedly()
 
     def _step(self, event: Event | Judged) -> tuple[Command | Wait, str | None]:
-        state, command, failure = step(self._resilient, event, self._seconds_left())
+        state, command, failure = step(self.resilient, event, self._seconds_left())
         self._become(state)
         return command, failure
 
@@ -159,7 +147,7 @@ class ResilientExchange(Exchange):
 
     def _become(self, state: Resilient) -> None:
         # the exchange's own state stays what it says: whoever goes on after the commit finds there who is left
-        self._resilient, self._state = state, state.failover
+        self.resilient, self._state = state, state.failover
 
     def _ended_by(self, failure: str, command: Command | Wait) -> None:
         # the tries of one model count as one: only the last of them says anything of its health
@@ -183,7 +171,7 @@ class ResilientExchange(Exchange):
                 self._drop_attempt()
                 clock = self._relay.clock
                 self._waiting_since = clock.seconds()
-                seconds = shortest + (longest - shortest) * self._random()
+                seconds = shortest + (longest - shortest) * self.random()
                 self._wait = clock.callLater(seconds, self._waited, then)
             case AwaitBody(timeout) if self._judge is not None and self._judge.expect(timeout):
                 pass
@@ -223,7 +211,7 @@ class ResilientExchange(Exchange):
 
     def _gave_up(self, status: int) -> bool:
         if status in SERVER_ERRORS:
-            return self._resilient.rules.server_errors and self.route.plan.mode != "direct"
+            return self.resilient.rules.server_errors and self.route.plan.mode != "direct"
         return super()._gave_up(status)
 
     def _failures(self, model: str) -> dict[str, float]:
@@ -232,11 +220,11 @@ class ResilientExchange(Exchange):
         failures = super()._failures(model)
         failures.pop(model, None)
         last = max(failures.values(), default=0.0)
-        return {**dict.fromkeys(self._resilient.skipped, last), **failures} if failures else failures
+        return {**dict.fromkeys(self.resilient.skipped, last), **failures} if failures else failures
 
     def _open(self, command: Try, observer: IAttemptObserver, now: float) -> IUpstreamAttempt:
         self._call_off_hedging()
-        rules = self._resilient.rules
+        rules = self.resilient.rules
         chunks = self._relay.endpoint.chunks
         self._judge = judge = Judge(self, rules, self._relay.deadlines, chunks=chunks)
         attempt = super()._open(command, judge, now)
@@ -271,7 +259,7 @@ class ResilientExchange(Exchange):
 
     def _may_hedge(self, model: str) -> None:
         """Look again when the first event is later than nearly all of the model's were."""
-        relay, hedges = self._relay, self._hedges
+        relay, hedges = self._relay, self.hedges
         if hedges is None or not self._record.stream:
             return
         hedges.earn()
@@ -281,9 +269,9 @@ class ResilientExchange(Exchange):
 
     def _hedge(self) -> None:
         self._hedging = None
-        attempt, judge, hedges = self._attempt, self._judge, self._hedges
+        attempt, judge, hedges = self._attempt, self._judge, self.hedges
         assert attempt is not None and judge is not None and hedges is not None  # noqa: S101, PT018 - else called off
-        started = hedge(self._resilient)
+        started = hedge(self.resilient)
         if started is None or not hedges.spend():
             return
         state, command = started
@@ -317,7 +305,7 @@ class ResilientExchange(Exchange):
         if head is not None:
             record.status = head.status
         try:
-            state, command = race(self._resilient, "earlier" if own else "later", event)
+            state, command = race(self.resilient, "earlier" if own else "later", event)
             self._become(state)
             if isinstance(command, AwaitBody):
                 if not judge.expect(command.timeout) and attempt is not None:

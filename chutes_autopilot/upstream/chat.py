@@ -34,7 +34,7 @@ _SENT = UpstreamRequest(b"", b"", b"", ())
 
 
 @implementer(IUpstreamAttempt)
-class ChatAttempt:
+class ChatAttempt(msgspec.Struct, eq=False):
     """Sends one request and reports to its observer: one head, body pieces, then an end or one failure.
 
     The phase under way has a deadline: "connect" until the handshake is done (kept by the
@@ -48,29 +48,19 @@ class ChatAttempt:
     section 9.3.1).
     """
 
-    def __init__(
-        self,
-        pool: ConnectionPool,
-        backend: Backend,
-        deadlines: Deadlines,
-        request: UpstreamRequest,
-        header_timeout: float,
-        observer: IAttemptObserver,
-    ) -> None:
-        self._pool = pool
-        self._backend = backend
-        self._deadlines = deadlines
-        self._request = request
-        self._header_timeout = header_timeout
-        self.observer = observer
-
+    _pool: ConnectionPool
+    _backend: Backend
+    _deadlines: Deadlines
+    _request: UpstreamRequest
+    _header_timeout: float
+    observer: IAttemptObserver
     _connection: UpstreamConnection | None = None
     _cancel_connecting: Callable[[], None] | None = None
     _deadline: Deadline | None = None
-    _reused = False
-    _repeated = False
-    _head_seen = False
-    _sent_at = 0.0
+    _reused: bool = False
+    _repeated: bool = False
+    _head_seen: bool = False
+    _sent_at: float = 0.0
 
     def start(self) -> None:
         """Send the request, on an idle connection where there is one."""
@@ -166,8 +156,7 @@ class ChatAttempt:
             self._deadline = None
         self._connection = None
         self.observer.answer(head, data)
-        if self._deadline is not None:
-            self._disarm()  # the observer may have asked for a first byte that it had been given already
+        self._disarm()  # the observer may have asked for a first byte that it had been given already
 
     def end(self) -> None:
         self._disarm()

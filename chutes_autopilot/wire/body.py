@@ -65,7 +65,7 @@ _MEMBER_NAMES = RoutingMembers.__struct_fields__
 _ROUTING_DECODER = msgspec.json.Decoder(RoutingMembers)
 
 
-class ChatBody(msgspec.Struct, eq=False):
+class ChatBody(msgspec.Struct):
     """A chat completion request as routing sees it.
 
     :param data: the body as received, byte for byte.
@@ -234,9 +234,9 @@ def _too_deep() -> ApiError:
 
 
 def _brackets_exceed(text: bytes, limit: int) -> bool:
-    """Whether more than ``limit`` arrays and objects may begin here; in a large text few are found sooner than counted."""
+    """Whether more than ``limit`` arrays and objects may begin here; few are found sooner than they are counted."""
     if len(text) < LARGE_BYTES:
-        return text.count(b"[") + text.count(b"{") > limit
+        return len(text.split(b"[", limit)) + len(text.split(b"{", limit)) - 2 > limit
     for bracket in (b"[", b"{"):
         at = text.find(bracket)
         while at >= 0:

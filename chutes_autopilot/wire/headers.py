@@ -40,6 +40,9 @@ DROPPED_FROM_REQUESTS = HOP_BY_HOP | {
 DROPPED_FROM_RESPONSES = HOP_BY_HOP | {REQUEST_ID}
 """Response fields that end here or are written anew, lower case; beside them what Connection names and our own."""
 
+PASSING = frozenset({b"content-length", b"content-type", b"content-encoding", b"date", b"retry-after"})
+"""Response fields that a gateway looks at (wire.http1.ResponseHead.index) and that all pass, lower case."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -29,13 +29,15 @@ _PLAIN_HEAD = re.compile(
 )
 """A final head written as nearly everybody writes it, with a space after each colon."""
 
-_GATEWAY_FIELD = re.compile(
+_GATEWAY_FIELD = (
     rb"\n(content-(?:length|type|encoding)|t(?:ransfer-encoding|e|railer)|connection|keep-alive|upgrade|date|"
-    rb"proxy-(?:connection|authenticate|authorization)|retry-after|x-request-id|x-chutes-autopilot-[^:]*+): ([^\r]*+)",
-    re.IGNORECASE,
+    rb"proxy-(?:connection|authenticate|authorization)|retry-after|x-request-id|x-chutes-autopilot-[^:]*+): ([^\r]*+)"
 )
 """The fields a gateway looks at; of a plain head no others are taken apart. It begins with a byte that is the same in
 either case, as the search is then for that byte."""
+
+_FIELDS_IN_LOWER_CASE = re.compile(_GATEWAY_FIELD).findall
+_FIELDS_IN_ANY_CASE = re.compile(_GATEWAY_FIELD, re.IGNORECASE).findall
 
 _WITHOUT_BODY = (b"204", b"304")
 
@@ -55,7 +57,8 @@ class ResponseHead:
 
     :param headers: the fields one by one; made from ``block`` when they are asked for.
     :param block: the same as lines, each with its line end.
-    :param index: lower-case name to last value, at least of the fields that a gateway looks at.
+    :param index: lower-case name to last value, at least of the fields that a gateway looks at; of a 200 the values may
+        be in lower case too.
     """
 
     __slots__ = ("_block", "_headers", "index", "reason", "status")
@@ -385,10 +388,13 @@ def _plain_head(data: bytes) -> tuple[ResponseHead, int | None, int] | None:
     if found is None or found.end() > MAX_HEAD_BYTES:
         return None
     status_text, reason, block = found.groups()
-    fields = _GATEWAY_FIELD.findall(data, found.start(3) - 1, found.end(3))
-    index: dict[bytes, bytes] = {}
-    for name, value in fields:
-        index[name.lower()] = value
+    if status_text == b"200":
+        # nothing that is looked at here tells upper from lower case; of other answers whole values are read
+        fields = _FIELDS_IN_LOWER_CASE(b"\n" + block.lower())
+        index = dict(fields)
+    else:
+        fields = _FIELDS_IN_ANY_CASE(b"\n" + block)
+        index = {name.lower(): value for name, value in fields}
     if len(index) != len(fields) or block.count(b"\n") > MAX_HEADERS or status_text in _WITHOUT_BODY:
         return None
     if b"connection" in index and index[b"connection"] != b"keep-alive":

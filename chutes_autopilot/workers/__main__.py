@@ -11,11 +11,11 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory
-from twisted.logger import LegacyLogObserverWrapper, LogLevel, LogLevelFilterPredicate, globalLogBeginner
+from twisted.logger import LegacyLogObserverWrapper, globalLogBeginner
 
 from chutes_autopilot.composition import build
 from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
-from chutes_autopilot.observe.logs import WholeLines, filtered, log_observer
+from chutes_autopilot.observe.logs import Threshold, WholeLines, filtered, log_observer
 from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.signals import take_signals
@@ -67,12 +67,11 @@ def _build(settings: Settings, endpoints: tuple[str, ...], link: ParentLink) -> 
 
 
 def _begin_log(begin: Begin, settings: Settings) -> Callable[[Settings], None]:
-    threshold = LogLevelFilterPredicate()
+    threshold = Threshold(settings.log_level)
 
     def level(settings: Settings) -> None:
-        threshold.setLogLevelForNamespace("", LogLevel.lookupByName(settings.log_level))
+        threshold.set(settings.log_level)
 
-    level(settings)
     observer: Any
     if begin.syslog is not None:
         from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
