@@ -41,7 +41,7 @@ class FrontChannel(GatewayChannel):
     site: "FrontSite"
     _head: OrdinaryHead | None = None
     """Of the request whose body is being received."""
-    _body: list[bytes]
+    _body: list[bytes | memoryview]
     _length = 0
     _missing = 0
     _last_head: OrdinaryHead | None = None
@@ -130,7 +130,7 @@ class FrontChannel(GatewayChannel):
             self._answer(head, data[start:end], data[end:])
         else:
             self._head = head
-            self._body = [data[start:]]
+            self._body = [memoryview(data)[start:]]
             self._length = length
             self._missing = end - len(data)
             self.watch_client()

@@ -13,7 +13,7 @@ from chutes_autopilot.policy.plan import Plan
 from chutes_autopilot.policy.resilience import FAULTS, HEDGE_LOST
 from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.upstream.chat import UpstreamRequest
-from chutes_autopilot.wire.body import ChatBody
+from chutes_autopilot.wire.body import ChatBody, Piece
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.prefill import ContinuableBody, read_continuable
 from chutes_autopilot.wire.sse import is_plain_event_stream
@@ -72,7 +72,7 @@ class Continuations:
         self._begun = self.now()
         probe = self.health.started(self.plan.base(model), self._begun)
         if isinstance(command, Prefill):
-            data: tuple[bytes, ...] = (self.continuable.prefilled(model, text),)
+            data: tuple[Piece, ...] = (self.continuable.prefilled(model, text),)
         else:
             data = self.body.with_model(model)
         how = "prefill" if isinstance(command, Prefill) else "restart"

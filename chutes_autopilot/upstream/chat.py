@@ -10,6 +10,7 @@ from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
 from chutes_autopilot.upstream.connection import UpstreamConnection
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool
+from chutes_autopilot.wire.body import Piece
 from chutes_autopilot.wire.http1 import ResponseHead, request_head
 
 STALE_SECONDS = 0.5
@@ -26,7 +27,7 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     method: bytes
     target: bytes
     fields: bytes
-    body: tuple[bytes, ...]
+    body: tuple[Piece, ...]
     fresh: bool = False
 
 

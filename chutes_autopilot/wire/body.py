@@ -34,8 +34,11 @@ _ESCAPED_MODEL = re.compile(rb"\\u006[dDfF45cC]")
 """One of the letters of "model" as an escape, in which no encoder writes it unless it means to hide something."""
 _BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+_LIST = ord("[")
 _DEPTH_CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _ROUTING_KEYS = ("model", "stream", "prompt_cache_key")
+Piece = bytes | memoryview
+"""A part of something large need not be copied."""
 _Members = dict[str, msgspec.Raw]
 _DECODER = msgspec.json.Decoder(_Members)
 ABSENT = msgspec.Raw()
@@ -85,9 +88,10 @@ class ChatBody(msgspec.Struct):
     prompt_cache_key: str
     members: RoutingMembers
 
-    def with_model(self, model: str) -> tuple[bytes, bytes, bytes]:
+    def with_model(self, model: str) -> tuple[Piece, ...]:
         """The body, in pieces, with another ``model`` value and every other byte as received."""
-        return self.data[: self.model_start], msgspec.json.encode(model), self.data[self.model_end :]
+        data: Piece = self.data if len(self.data) < LARGE_BYTES else memoryview(self.data)
+        return data[: self.model_start], msgspec.json.encode(model), data[self.model_end :]
 
     def drop(self) -> None:
         """Hold its bytes no longer; the members are views of them."""
@@ -132,10 +136,18 @@ def _plain_body(data: bytes) -> ChatBody | None:
         at = _only_model(data[:start] + data[end:])
         if at is not None and at >= start:
             at += end - start
-    found = None if at is None else _AFTER_KEY.match(data, at)
-    if found is None or not data.startswith(raw, found.end()):
+    if at is None:
         return None
-    at, stream, cache_key = found.end(), members.stream, members.prompt_cache_key
+    for usual in (b":", b": "):
+        if data.startswith(usual + raw, at):
+            at += len(usual)
+            break
+    else:
+        found = _AFTER_KEY.match(data, at)
+        if found is None or not data.startswith(raw, found.end()):
+            return None
+        at = found.end()
+    stream, cache_key = members.stream, members.prompt_cache_key
     return ChatBody(
         data,
         raw[1:-1].decode(),
@@ -154,8 +166,8 @@ def _messages_span(data: bytes, members: RoutingMembers) -> tuple[int, int]:
     """
     key_at = data.find(b'"messages"')
     key = _AFTER_KEY.match(data, key_at + 10) if key_at >= 0 else None
-    messages = bytes(members.messages)
-    if key is None or messages[:1] != b"[" or not data.startswith(messages, key.end()):
+    messages = memoryview(members.messages)
+    if key is None or not messages or messages[0] != _LIST or not data.startswith(messages, key.end()):
         return 0, 0
     return key.end(), key.end() + len(messages)
 

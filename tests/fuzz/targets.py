@@ -48,7 +48,7 @@ def ordinary_head(data: bytes) -> None:
     assert (line.method, line.target, line.version) == (b"POST", head.target, b"HTTP/1.1")
     told = {name.lower(): value for name, value in read.headers}
     assert {name: told[name] for name in READ_HEADERS if name in told} == head.index
-    assert header_lines(upstream_request_headers(read.headers, "")[:-2]) == head.upstream_fields
+    assert header_lines(upstream_request_headers(read.headers, "")[:-1]) == head.upstream_fields
     assert (read.length, read.persistent, read.wants_continue) == (length, True, False)
     assert read_ordinary_head(data[:end]) == head, "what follows the head changes it"
 
