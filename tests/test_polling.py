@@ -1,14 +1,19 @@
-"""Polling without log contexts: what a descriptor's events mean stays as it is."""
+"""Polling without what Twisted does around each descriptor: what a descriptor's events mean stays as it is."""
 
 import socket
+import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.epollreactor import EPollReactor
-from twisted.internet.main import CONNECTION_DONE
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.tcp import Connection, Server
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from chutes_autopilot.polling import poll_plainly
 
@@ -49,7 +54,10 @@ class World:
             self.reactor.addReader(side)
 
     def close(self) -> None:
-        self.reactor.removeAll()
+        self.reactor.runUntilCurrent()
+        for left in self.reactor.removeAll():
+            if isinstance(left, Connection):
+                left.connectionLost(Failure(CONNECTION_DONE))
         for pair in self.pairs:
             for end in pair:
                 end.close()
@@ -100,6 +108,139 @@ def test_one_that_another_removed_in_the_same_turn_is_not_read(world: World) -> 
         peer.send(b"x")
     world.reactor.doIteration(1)
     assert sorted([first.told, second.told]) == [[], [b"x"]]
+
+
+class Connected(Protocol):
+    """Notes what a connection brings, and may do more."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.then = lambda: None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.told.append(data)
+        self.then()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.told.append(reason.type)
+
+
+@implementer(IHalfCloseableProtocol)
+class HalfCloseable(Connected):
+    """Goes on when the other side sends no more."""
+
+    def readConnectionLost(self) -> None:
+        self.told.append("no more")
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+
+class Listening:
+    """What a server's transport asks of its port."""
+
+    _realPortNumber = 0
+
+
+class Line:
+    """A transport of Twisted's own, as a server accepts it, with its peer."""
+
+    def __init__(self, reactor: Any, protocol: Connected) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.peer = socket.create_connection(listening.getsockname(), 5)
+            ours, address = listening.accept()
+        self.reactor = reactor
+        self.protocol = protocol
+        self.transport = Server(ours, protocol, address, cast(Any, Listening()), 1, reactor)
+        protocol.makeConnection(self.transport)
+        self.transport.startReading()
+
+    def turns(self, count: int = 1) -> list[Any]:
+        for _ in range(count):
+            self.reactor.runUntilCurrent()
+            self.reactor.doIteration(0.2)
+        told, self.protocol.told = self.protocol.told, []
+        return told
+
+
+@pytest.fixture
+def line(world: World) -> Iterator[Line]:
+    made = Line(world.reactor, Connected())
+    yield made
+    made.peer.close()
+
+
+def test_a_connection_gets_its_bytes_and_its_end(line: Line) -> None:
+    """What the socket has, and then that it was closed."""
+    line.peer.send(b"x")
+    assert line.turns() == [b"x"]
+    line.peer.close()
+    assert line.turns() == [type(CONNECTION_DONE)]
+
+
+def test_a_reset_is_no_clean_end(line: Line) -> None:
+    """The error of the socket is told as Twisted tells it."""
+    line.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    line.peer.close()
+    assert line.turns() == [type(CONNECTION_LOST)]
+
+
+def test_an_error_of_a_protocol_costs_its_connection(line: Line, logged_errors: Any) -> None:
+    """It is logged, and the connection is closed with it as the reason."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    line.protocol.then = fail
+    line.peer.send(b"x")
+    assert line.turns() == [b"x", ZeroDivisionError]
+    assert len(logged_errors.flush(ZeroDivisionError)) == 1
+
+
+def test_an_aborted_connection_is_not_read(line: Line) -> None:
+    """Not even where somebody has it read on before it is gone."""
+
+    def abort() -> None:
+        line.transport.abortConnection()
+        line.transport.startReading()
+
+    line.protocol.then = abort
+    line.peer.send(b"x")
+    assert line.turns() == [b"x"]
+    line.peer.send(b"y")
+    assert b"y" not in line.turns(2)
+
+
+def test_the_end_of_one_direction_is_told_to_who_wants_to_know(world: World) -> None:
+    """A half-close is not a close."""
+    protocol = HalfCloseable()
+    line = Line(world.reactor, protocol)
+    line.peer.shutdown(socket.SHUT_WR)
+    assert line.turns() == ["no more"]
+    line.transport.write(b"z")
+    line.turns()
+    assert line.peer.recv(1) == b"z"
+    line.peer.close()
+    line.transport.connectionLost(Failure(CONNECTION_DONE))
+
+
+def test_a_connection_is_made(world: World) -> None:
+    """Its descriptor is ready once for that, and is not read then."""
+    protocol = Connected()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        factory = cast(Any, ClientFactory).forProtocol(lambda: protocol)
+        factory.noisy = False
+        world.reactor.connectTCP(*listening.getsockname(), factory)
+        world.reactor.runUntilCurrent()
+        peer, _ = listening.accept()
+        peer.send(b"hello")
+        for _ in range(3):
+            world.reactor.runUntilCurrent()
+            world.reactor.doIteration(0.2)
+        assert protocol.told == [b"hello"]
+        peer.close()
+        world.reactor.doIteration(0.2)
 
 
 def test_other_reactors_are_left_as_they_are() -> None:

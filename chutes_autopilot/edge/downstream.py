@@ -3,13 +3,13 @@
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from twisted.internet.interfaces import IPushProducer
 from twisted.web.http import NO_BODY_CODES, datetimeToString
 from zope.interface import implementer
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IDownstream
+from chutes_autopilot.unshown import Unshown
 from chutes_autopilot.upstream.direct import Write
 from chutes_autopilot.web.downstream import unsent_bytes
 from chutes_autopilot.web.site import CUT_SECONDS
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @implementer(IDownstream)
-class FrontDownstream(msgspec.Struct, eq=False):
+class FrontDownstream(Unshown, eq=False):
     """Writes one answer in HTTP/1.1: with the upstream's length where it has one, chunked otherwise.
 
     The head waits for the first body bytes, so that both are one write.

@@ -114,7 +114,8 @@ class FrontChannel(GatewayChannel):
         if framing is None:
             head = read_ordinary_head(data) if data.startswith(REQUEST_LINE_START) else None
             framing = None if head is None else head.framing(data)
-            self._last_head = head
+            if framing is not None:
+                self._last_head = head
         if head is None or framing is None:
             return False
         length, start = framing

@@ -7,6 +7,14 @@ from chutes_autopilot.observe.record import RequestRecord
 SAMPLES = 64
 """The last times to a first token that count for a model's."""
 
+MAX_MODELS = 1000
+"""Most models that are told apart; all further ones count as OTHERS."""
+
+OTHERS = "(others)"
+
+MAX_OTHERS = 10_000
+"""Requests with more to tell that are kept until they are told of; nobody hears of further ones."""
+
 Plain = dict[str, tuple[int, list[float]]]
 """By model as it was sent: answers, and the last streams' times to the first token, in seconds."""
 
@@ -15,11 +23,12 @@ Plain = dict[str, tuple[int, list[float]]]
 class Counting:
     """Takes one record after another, and keeps few of them.
 
-    What Measurements.add makes of ``plain`` and Measurements.finished of ``others`` is what `finished` makes of all.
+    What Measurements.add makes of ``plain`` and Measurements.finished of ``others`` is what `finished` makes of all,
+    but for the order of times: of many, those of the others are the last.
 
     :ivar seen: how many were taken.
-    :ivar plain: what those come to that were answered at the first attempt.
-    :ivar others: those that have more to tell.
+    :ivar plain: what those come to whose first attempt did not fail.
+    :ivar others: those that have more to tell, MAX_OTHERS at most.
     """
 
     seen: int = field(default=0, init=False)
@@ -31,14 +40,18 @@ class Counting:
         self.seen += 1
         attempts = record.attempts
         if len(attempts) > 1 or record.continuations or (attempts and attempts[0].failure is not None):
-            self.others.append(record)
+            if len(self.others) < MAX_OTHERS:
+                self.others.append(record)
         elif attempts:
-            count, ttfts = self.plain.get(attempts[0].model) or (0, [])
+            model = attempts[0].model
+            if model not in self.plain and len(self.plain) >= MAX_MODELS:
+                model = OTHERS
+            count, ttfts = self.plain.get(model) or (0, [])
             ttft = time_to_first_token(record)
             if ttft is not None:
                 ttfts.append(ttft)
                 del ttfts[:-SAMPLES]
-            self.plain[attempts[0].model] = count + 1, ttfts
+            self.plain[model] = count + 1, ttfts
 
 
 def time_to_first_token(record: RequestRecord) -> float | None:

@@ -10,17 +10,12 @@ from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
 
-from chutes_autopilot.explorer_live.counting import SAMPLES, Plain, time_to_first_token
+from chutes_autopilot.explorer_live.counting import MAX_MODELS, OTHERS, SAMPLES, Plain, time_to_first_token
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.resilience import HEDGE_LOST
 
-MAX_MODELS = 1000
-"""Most models that are told apart; all further ones count as OTHERS."""
-
 MAX_FAILOVERS = 200
 """Failovers kept."""
-
-OTHERS = "(others)"
 
 
 class Health(Protocol):

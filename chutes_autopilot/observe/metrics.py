@@ -59,14 +59,14 @@ class _Histogram:
 class Metrics(Collector):
     """Counts finished requests and refreshes, and reads the control plane's gauges when scraped.
 
-    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request is counted.
+    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request ends.
     """
 
     def __init__(self, model_label: Callable[[str], str]) -> None:
         self._model_label = model_label
         self.active = 0
         """Requests whose answer has not ended."""
-        self._uncounted: list[RequestRecord] = []
+        self._uncounted: list[tuple[RequestRecord, str | None]] = []
         self._requests: Counter[int] = Counter()
         self._selections: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
@@ -104,17 +104,17 @@ class Metrics(Collector):
 
     def finished(self, record: RequestRecord) -> None:
         """Count one request whose answer has ended, at the latest when somebody asks."""
-        uncounted = self._uncounted
-        uncounted.append(record)
+        selected, uncounted = record.selected, self._uncounted
+        uncounted.append((record, None if selected is None else self._model_label(selected)))
         if len(uncounted) >= AT_ONCE:
             self._count()
 
     def _count(self) -> None:
-        uncounted, self._uncounted = self._uncounted, []
-        for record in uncounted:
-            self._count_one(record)
+        uncounted = self._uncounted
+        while uncounted:
+            self._count_one(*uncounted.pop())
 
-    def _count_one(self, record: RequestRecord) -> None:
+    def _count_one(self, record: RequestRecord, label: str | None) -> None:
         self._requests[record.status] += 1
         if record.endpoint != "chat":
             self._endpoints[record.endpoint] += 1
@@ -128,9 +128,9 @@ class Metrics(Collector):
         for attempt in record.continuations:
             if attempt.failure is not None:
                 self._failures[attempt.failure] += 1
-        if record.selected is not None:
+        if label is not None:
             # with the upstream's status, which the client may have left before it saw the whole answer of
-            self._selections[self._model_label(record.selected), record.attempts[-1].status or 0] += 1
+            self._selections[label, record.attempts[-1].status or 0] += 1
         if record.outcome == "cut":
             self._cut += 1
         received = record.received

@@ -1,10 +1,10 @@
 """One chat request as it was read from a client, and what it says of its sender."""
 
 import attrs
-import msgspec
 
 from chutes_autopilot.policy.client_address import TrustedProxies, client_address
 from chutes_autopilot.policy.stickiness import bearer_token, client_key, session_value
+from chutes_autopilot.unshown import Unshown
 
 
 @attrs.define(eq=False)
@@ -54,7 +54,7 @@ class Client:
         return self._credential
 
 
-class ChatCall(msgspec.Struct, eq=False):
+class ChatCall(Unshown, eq=False):
     """One chat request as it was read from a client.
 
     :param target: the request target in origin form, as received.

@@ -140,13 +140,16 @@ class ChatRelay:
                 banned = self.fuse.admit(self.owner(call.client), record.received)
                 if banned:
                     raise ban_refusal(banned)
-            exchange = self._routed(call, body, record, downstream, open_upstream, ended)
+            explained = Explained(record, None, rules.profile)
+            exchange = self._routed(call, body, explained, downstream, open_upstream, ended)
+            owner = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
+            self.decisions.keep(explained, owner)
             if self.recall is None or exchange.key is None:
                 return exchange
             recalling = self.recall(exchange.key, exchange.previous is not None)
             if recalling is None:
                 return exchange
-            again = partial(self._routed, call, body, record, downstream, open_upstream, ended)
+            again = partial(self._routed, call, body, explained, downstream, open_upstream, ended)
             return RecalledExchange(exchange, recalling, again)
         except ApiError as error:
             self._refused(record, error)
@@ -281,16 +284,15 @@ class ChatRelay:
         self,
         call: ChatCall,
         body: ChatBody,
-        record: RequestRecord,
+        explained: Explained,
         downstream: IDownstream,
         open_upstream: OpenUpstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
     ) -> Exchange:
         """What to try by what is known of the client here."""
+        record = explained.record
         key, previous, route = self._route(call, body, record)
-        rules, plan = self.rules, route.plan
-        owner = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
-        self.decisions.keep(Explained(record, route, rules.profile), owner)
+        explained.route, plan = route, route.plan
         record.mode = mode = plan.mode
         record.candidates = plan.candidates
         kept_as = None if mode == "direct" else key

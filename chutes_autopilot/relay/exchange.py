@@ -52,6 +52,7 @@ from chutes_autopilot.relay.continuing_pipe import ContinuingPipe
 from chutes_autopilot.relay.endpoint import Endpoint
 from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
 from chutes_autopilot.relay.watch import Patience
+from chutes_autopilot.unshown import Unshown
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.body import ChatBody
@@ -157,7 +158,7 @@ _SELECTED = SELECTED + b": %b\r\n%b"
 
 
 @implementer(IAttemptObserver)
-class Exchange(msgspec.Struct, eq=False):
+class Exchange(Unshown, eq=False):
     """Feeds what happens to `policy.failover` and carries out its commands, for one request.
 
     :param key: under which the client's choice is remembered; None: it is not.

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import msgspec
 from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Phase
+from chutes_autopilot.unshown import Unshown
 from chutes_autopilot.upstream.connection import UpstreamConnection
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool
@@ -17,7 +17,7 @@ STALE_SECONDS = 0.5
 """How long after a request the news may take that its connection had been closed before: about one round trip."""
 
 
-class UpstreamRequest(msgspec.Struct, eq=False):
+class UpstreamRequest(Unshown, eq=False):
     """What is sent: method and target as the client gave them, the filtered header lines, the body's bytes.
 
     :param body: in pieces, so that a large one is copied once, when it is sent.
@@ -35,7 +35,7 @@ _SENT = UpstreamRequest(b"", b"", b"", ())
 
 
 @implementer(IUpstreamAttempt)
-class ChatAttempt(msgspec.Struct, eq=False):
+class ChatAttempt(Unshown, eq=False):
     """Sends one request and reports to its observer: one head, body pieces, then an end or one failure.
 
     The phase under way has a deadline: "connect" until the handshake is done (kept by the

@@ -13,6 +13,7 @@ from itertools import accumulate
 import msgspec
 
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.unshown import Unshown
 
 LARGE_BYTES = 4096
 """Of a body of this size it pays to leave its messages out of the search for ``model``."""
@@ -68,7 +69,7 @@ _MEMBER_NAMES = RoutingMembers.__struct_fields__
 _ROUTING_DECODER = msgspec.json.Decoder(RoutingMembers)
 
 
-class ChatBody(msgspec.Struct):
+class ChatBody(Unshown):
     """A chat completion request as routing sees it.
 
     :param data: the body as received, byte for byte.
@@ -248,7 +249,7 @@ def _too_deep() -> ApiError:
 def _brackets_exceed(text: bytes, limit: int) -> bool:
     """Whether more than ``limit`` arrays and objects may begin here; few are found sooner than they are counted."""
     if len(text) < LARGE_BYTES:
-        return len(text.split(b"[", limit)) + len(text.split(b"{", limit)) - 2 > limit
+        return len(text.split(b"[", limit + 1)) + len(text.split(b"{", limit + 1)) - 2 > limit
     for bracket in (b"[", b"{"):
         at = text.find(bracket)
         while at >= 0:

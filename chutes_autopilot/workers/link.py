@@ -52,16 +52,14 @@ if TYPE_CHECKING:
     from chutes_autopilot.workers.sealing import ForwardedClaims, HandedKeys
 
 FINISHED_SECONDS = 1.0
-"""How long finished requests wait until the explorer is told of them, many at a time."""
+"""How long finished requests wait until the explorer is told of them, many at a time; it never hears of those of a time
+when the parent is slow."""
 
 TOLD_WHOLE = MAX_DECISIONS
-"""Of how many of them all is told, for more are not kept; of others only where there is more to tell than a success."""
+"""Of how many of them all is told, for more are not kept; of others only where the first attempt failed."""
 
 EXPLAINED = 20
 """Of how many of them it is told why they went where they went: so many as anybody can read."""
-
-MAX_FINISHED = 10_000
-"""Of how many, in that time; it never hears of further ones, nor of those of a time when the parent is slow."""
 
 _SHOWN = "chat", "sealed"
 """Whose health the explorer shows: as in one process, the first that knows a model."""
@@ -175,7 +173,7 @@ class ParentLink:
     def finished(self, record: RequestRecord) -> None:
         """A request is over: the explorer will hear of it."""
         counting = self._counting
-        if self.channel.full or counting.seen >= MAX_FINISHED:
+        if self.channel.full:
             return
         finished = self._finished
         if not finished:

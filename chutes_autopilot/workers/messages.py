@@ -6,22 +6,18 @@ Some of it is secret (settings, keys, the keys of clients): no message shows mor
 from collections.abc import Mapping
 from typing import TypeAlias
 
-import msgspec
-
 from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.catalog import CatalogEntry
 from chutes_autopilot.policy.decision import Decision
 from chutes_autopilot.policy.model_offers import Offer
 from chutes_autopilot.policy.ranking import Ranked
+from chutes_autopilot.unshown import Unshown
 
 _OUTSIDE = "utf-8", "surrogateescape"
 
 
-class Message(msgspec.Struct, tag=True, gc=False):
+class Message(Unshown, tag=True, gc=False):
     """Anything that is told."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(...)"
 
 
 class Sources(Message):
@@ -178,7 +174,7 @@ class Finished(Message):
     """Requests that are over, for the explorer.
 
     :param records: the last of them, and before these the ones that did not simply succeed.
-    :param decisions: why the last of them went where they went.
+    :param decisions: why the last of them went where they went, the newest first.
     :param further: how many more there were.
     :param plain: what those come to (explorer_live.counting.Counting).
     """

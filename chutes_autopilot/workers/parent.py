@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -17,7 +17,6 @@ from twisted.logger import Logger
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.e2ee_keys import KeyHolder
-from chutes_autopilot.explorer_live.measured import Measurements
 from chutes_autopilot.interfaces import IReplayClaims
 from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.observe import events
@@ -51,6 +50,9 @@ from chutes_autopilot.workers.messages import (
 from chutes_autopilot.workers.routing import ToldRouting
 from chutes_autopilot.workers.supervision import Seat, Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
+
+if TYPE_CHECKING:
+    from chutes_autopilot.explorer_live.measured import Measurements
 
 REPORT_SECONDS = 2.0
 """How often workers are asked what they have counted: a worker that is killed takes no more than that along."""
@@ -99,7 +101,7 @@ class ParentService(MultiService):
     site: GatewaySite
     totals: ServiceTotals
     sealing: Sealing | None = None
-    measurements: Measurements | None = None
+    measurements: "Measurements | None" = None
     catalog_out_of_date: Callable[[], None]
     changed_settings: Callable[[Settings], None]
 

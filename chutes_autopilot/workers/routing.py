@@ -47,7 +47,7 @@ class ToldRouting:
     def hear(self, message: Finished) -> None:
         """Take what a worker has told."""
         self.decisions.seen += message.further
-        told = {decision.request_id: decision for decision in message.decisions}
+        told = {decision.request_id: decision for decision in reversed(message.decisions)}
         for number, record in enumerate(message.records, self.decisions.seen):
             # two clients may have named their requests alike
             self.decisions.keep(ToldRequest(record, told.get(record.request_id)), number.to_bytes(8, "big"))

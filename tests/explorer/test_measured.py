@@ -6,14 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chutes_autopilot.explorer_live.counting import SAMPLES, Counting
-from chutes_autopilot.explorer_live.measured import (
-    MAX_FAILOVERS,
-    MAX_MODELS,
-    OTHERS,
-    Measured,
-    Measurements,
-)
+from chutes_autopilot.explorer_live.counting import MAX_MODELS, MAX_OTHERS, OTHERS, SAMPLES, Counting
+from chutes_autopilot.explorer_live.measured import MAX_FAILOVERS, Measured, Measurements
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
@@ -177,6 +171,21 @@ def test_what_is_counted_beforehand_adds_up_to_the_same(
     assert together.measurements.version == one_by_one.measurements.version
     assert all(len(each.attempts) > 1 or each.attempts[0].failure for each in counting.others)
     assert counting.seen == len(records)
+
+
+def test_counting_beforehand_is_bounded() -> None:
+    """Of each model the last times are kept, of models and of what has more to tell so many."""
+    counting = Counting()
+    for number in range(SAMPLES + 50):
+        counting.take(record(answered("m"), first_byte=101.0 + (number >= 50)))
+    assert counting.plain["m"] == (SAMPLES + 50, [1.5] * SAMPLES)
+    for number in range(MAX_MODELS + 50):
+        counting.take(record(answered(f"m{number}")))
+    assert len(counting.plain) == MAX_MODELS + 1
+    assert counting.plain[OTHERS] == (51, [])
+    for _ in range(MAX_OTHERS + 50):
+        counting.take(record(failed("m", 101.0)))
+    assert len(counting.others) == MAX_OTHERS
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcx"), st.booleans()), max_size=4), max_size=20))

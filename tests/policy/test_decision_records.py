@@ -244,10 +244,13 @@ def test_only_its_own_client_finds_a_decision() -> None:
 
 
 def test_the_newest_decisions_are_kept() -> None:
-    """The oldest make room, and a repeated id counts once, as new."""
+    """The oldest make room; of two requests with the same id both are listed, and the newer one is found."""
     recent = RecentDecisions(limit=3)
-    for name in ("a", "b", "c", "a", "d"):
+    for name in ("a", "b", "c", "d", "c"):
         recent.keep(attrs.evolve(COMPLETE, request_id=name), b"")
-    assert [decision.request_id for decision in recent.newest(10)] == ["d", "a", "c"]
-    assert [decision.request_id for decision in recent.newest(1)] == ["d"]
+    newest = recent.newest(10)
+    assert [decision.request_id for decision in newest] == ["c", "d", "c"]
+    assert recent.newest(1) == newest[:1]
+    assert recent.find("c", b"") is newest[0]
+    assert (recent.find("a", b""), recent.seen) == (None, 5)
     assert "one" not in repr(recent)

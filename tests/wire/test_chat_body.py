@@ -103,6 +103,9 @@ def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
         b'{"model":"a","x":1,"mod\\u0065l":"a"}',
         b'{"a":' + b"[" * MAX_NESTING + b"]" * MAX_NESTING + b"}",
         b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model":"m","a":' * MAX_NESTING + b"{}" + b"}" * MAX_NESTING,
+        b'{"a":' * MAX_NESTING + b"{}" + b"}" * MAX_NESTING,
+        b'{"a":' * MAX_NESTING + b'{"a":"' + b"x" * 9000 + b'"}' + b"}" * MAX_NESTING,
     ],
 )
 def test_what_is_json_but_no_chat_body_is_refused(body: bytes) -> None:
