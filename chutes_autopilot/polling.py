@@ -2,7 +2,8 @@
 
 Twisted makes a log context for each, which tells old log messages which transport was at work: nothing here reads it.
 And a read, which is nearly all there ever is to do, passes through three functions and as many checks on its way from
-the socket to the protocol. Together that costs as much as the kernel's part of relaying a small request.
+the socket to the protocol. Between two looks at the sockets the main loop asks for delayed calls and for threads' calls
+twice. Together that costs as much as the kernel's part of relaying a small request.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,9 @@ _KNOWN = "twisted.internet.epollreactor.EPollReactor"
 
 _READABLE = 1
 """EPOLLIN and nothing else."""
+
+_LONGEST = 2147483
+"""Seconds that may be waited for at once, as ReactorBase.timeout has it."""
 
 _PLAIN = frozenset({Server, Client})
 """The transports whose doRead is that of Connection, unless a connection has one of its own: as it does until it is
@@ -36,36 +40,44 @@ def poll_plainly(reactor: Any) -> bool:
 
 
 def _turn_of(reactor: Any) -> Callable[[float | None], None]:
-    selectables, do_read_or_write = reactor._selectables, reactor._doReadOrWrite
+    selectables, do_read_or_write, seconds = reactor._selectables, reactor._doReadOrWrite, reactor.seconds
     poll, read_bytes = reactor._poller.poll, Connection.bufferSize
 
     def turn(timeout: float | None) -> None:
-        try:
-            ready = poll(-1 if timeout is None else timeout, len(selectables))
-        except OSError as error:
-            if error.errno == EINTR:
-                return
-            raise
-        for descriptor, event in ready:
-            selectable = selectables.get(descriptor)
-            if selectable is None:
-                continue  # one before it in this turn has closed it
-            if event != _READABLE or type(selectable) not in _PLAIN or "doRead" in selectable.__dict__:
-                do_read_or_write(selectable, descriptor, event)
-                continue
+        while True:
             try:
-                data = selectable.socket.recv(read_bytes)
+                ready = poll(-1 if timeout is None else timeout, len(selectables))
             except OSError as error:
-                if error.errno != EWOULDBLOCK:
-                    reactor._disconnectSelectable(selectable, CONNECTION_LOST, True)
-                continue
-            if not data:
-                reactor._disconnectSelectable(selectable, CONNECTION_DONE, True)
-                continue
-            try:
-                selectable.protocol.dataReceived(data)
-            except BaseException as error:  # noqa: BLE001 - as in posixbase: it costs this transport alone
-                log.err()
-                reactor._disconnectSelectable(selectable, error, False)
+                if error.errno == EINTR:
+                    return
+                raise
+            for descriptor, event in ready:
+                selectable = selectables.get(descriptor)
+                if selectable is None:
+                    continue  # one before it in this turn has closed it
+                if event != _READABLE or type(selectable) not in _PLAIN or "doRead" in selectable.__dict__:
+                    do_read_or_write(selectable, descriptor, event)
+                    continue
+                try:
+                    data = selectable.socket.recv(read_bytes)
+                except OSError as error:
+                    if error.errno != EWOULDBLOCK:
+                        reactor._disconnectSelectable(selectable, CONNECTION_LOST, True)
+                    continue
+                if not data:
+                    reactor._disconnectSelectable(selectable, CONNECTION_DONE, True)
+                    continue
+                try:
+                    selectable.protocol.dataReceived(data)
+                except BaseException as error:  # noqa: BLE001 - as in posixbase: it costs this transport alone
+                    log.err()
+                    reactor._disconnectSelectable(selectable, error, False)
+            if reactor._newTimedCalls or reactor.threadCallQueue or reactor._justStopped or not reactor.running:
+                return
+            # Nothing else is to be done: to find that out again and again costs as much as relaying an event.
+            pending = reactor._pendingTimedCalls
+            timeout = min(_LONGEST, pending[0].time - seconds()) if pending else None
+            if timeout is not None and timeout <= 0:
+                return
 
     return turn

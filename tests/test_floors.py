@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "chutes_autopilot"
 FLOORS = [  # lowest first; the longest matching prefix wins
-    {"errors", "interfaces", "wire"},
+    {"errors", "interfaces", "unshown", "wire"},
     {"settings", "policy", "e2ee", "explorer"},
     {"observe", "storage", "upstream"},
     {"relay", "control", "explorer_live"},

@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection, Server
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -46,8 +47,10 @@ class Side:
 class World:
     """A reactor of its own, with two descriptors that have peers."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.reactor: Any = EPollReactor()
+        if clock is not None:
+            self.reactor.seconds = clock.seconds
         self.pairs = [socket.socketpair() for _ in range(2)]
         self.sides = [Side(ours) for ours, _ in self.pairs]
         for side in self.sides:
@@ -241,6 +244,69 @@ def test_a_connection_is_made(world: World) -> None:
         assert protocol.told == [b"hello"]
         peer.close()
         world.reactor.doIteration(0.2)
+
+
+class Busy:
+    """A running reactor, on which time stands still, with a descriptor that is readable as soon as it was read."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.world = World(self.clock)
+        self.reads = 0
+        self.reactor = self.world.reactor
+        assert poll_plainly(self.reactor)
+        self.reactor.startRunning(installSignalHandlers=False)
+        self.reactor.runUntilCurrent()
+        side, (_, peer) = self.world.sides[0], self.world.pairs[0]
+        side.then = self.read
+        self.then: Callable[[], object] = lambda: None
+        self.send = lambda: peer.send(b"x")
+        self.send()
+
+    def read(self) -> None:
+        self.send()
+        self.reads += 1
+        if self.reads == 5:
+            self.then()
+        assert self.reads < 100, "nothing ends the turn"
+
+
+@pytest.fixture
+def busy() -> Iterator[Busy]:
+    made = Busy()
+    yield made
+    made.reactor._justStopped = False  # there is nothing to shut down
+    made.world.close()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda reactor: reactor.callLater(0, int),
+        lambda reactor: reactor.callLater(1000, int),
+        lambda reactor: reactor.callFromThread(int),
+        lambda reactor: reactor.stop(),
+        lambda reactor: reactor.crash(),
+    ],
+    ids=["a call", "a later call", "a thread's call", "stop", "crash"],
+)
+def test_whatever_else_is_to_be_done_ends_a_turn(busy: Busy, what: Callable[[Any], object]) -> None:
+    """Sockets that are always ready keep nothing from its time, and nobody from stopping the reactor."""
+    busy.then = lambda: what(busy.reactor)
+    busy.reactor.doIteration(None)
+    assert busy.reads == 5
+
+
+def test_a_delayed_call_ends_a_turn_when_its_time_has_come(busy: Busy) -> None:
+    """Also where another call, of a later time, is there as well."""
+    called: list[int] = []
+    for seconds in (7, 3):
+        busy.reactor.callLater(seconds, called.append, seconds)
+    busy.reactor.runUntilCurrent()
+    busy.then = lambda: busy.clock.advance(3)
+    busy.reactor.doIteration(3)
+    busy.reactor.runUntilCurrent()
+    assert (busy.reads, called) == (5, [3])
 
 
 def test_other_reactors_are_left_as_they_are() -> None:
