@@ -139,6 +139,8 @@ class ProcessLog:
         self._others = filtered(_LineObserver(lines, line), threshold)
         self._second = 0
         self._second_text = ""
+        self._millisecond = -1
+        self._time_text = ""
 
     def __call__(self, event: LogEvent) -> None:
         record = event.get("record")
@@ -166,11 +168,15 @@ class ProcessLog:
         return json.dumps(plain | self._own | {"event": "request"} | record.fields())
 
     def _time(self, now: float) -> str:
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
-        return f"{self._second_text}.{int((now - second) * 1000):03d}Z"
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:  # lines that are written together are often of the same
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+            self._time_text = f"{self._second_text}.{rest:03d}Z"
+        return self._time_text
 
 
 @implementer(ILogObserver)
