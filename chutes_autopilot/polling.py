@@ -24,8 +24,8 @@ _LONGEST = 2147483
 """Seconds that may be waited for at once, as ReactorBase.timeout has it."""
 
 _PLAIN = frozenset({Server, Client})
-"""The transports whose doRead is that of Connection, unless a connection has one of its own: as it does until it is
-connected, and when it was aborted."""
+"""The transports whose doRead is that of Connection, but that each has one of its own until it is connected, and when it
+was aborted. (To look for that in the dictionary of a connection would make it have one.)"""
 
 
 def poll_plainly(reactor: Any) -> bool:
@@ -55,7 +55,8 @@ def _turn_of(reactor: Any) -> Callable[[float | None], None]:
                 selectable = selectables.get(descriptor)
                 if selectable is None:
                     continue  # one before it in this turn has closed it
-                if event != _READABLE or type(selectable) not in _PLAIN or "doRead" in selectable.__dict__:
+                plain = type(selectable) in _PLAIN and selectable.connected and not selectable._aborting
+                if event != _READABLE or not plain:
                     do_read_or_write(selectable, descriptor, event)
                     continue
                 try:
