@@ -24,8 +24,8 @@ _LONGEST = 2147483
 """Seconds that may be waited for at once, as ReactorBase.timeout has it."""
 
 _PLAIN = frozenset({Server, Client})
-"""The transports whose doRead is that of Connection, but that each has one of its own until it is connected, and when it
-was aborted. (To look for that in the dictionary of a connection would make it have one.)"""
+"""The transports whose doRead is that of Connection, but that each has one of its own until it is connected, and when
+it was aborted. (To look for that in the dictionary of a connection would make it have one.)"""
 
 
 def poll_plainly(reactor: Any) -> bool:
