@@ -134,7 +134,7 @@ class Live(Service):
         """
         self.check_room()
         if not self.subscriptions:
-            self._update()  # nobody looked for a while
+            self._update(at_once=True)  # nobody looked for a while
         subscription = Subscription(self, subscriber, (0,) * len(self.topics), self.clock.seconds())
         self.subscriptions[subscription] = None
         self.queue(subscription)
@@ -161,10 +161,10 @@ class Live(Service):
         except Exception:  # noqa: BLE001 - reported; a LoopingCall ends for good at the first failure
             events.failed_unexpectedly(Failure(), "telling subscribers what is new")
 
-    def _update(self) -> None:
+    def _update(self, *, at_once: bool = False) -> None:
         try:
             for topic in self.topics:
-                topic.update()
+                topic.update(at_once=at_once)
         finally:
             versions = self._versions_of_topics()
             if versions != self._versions:

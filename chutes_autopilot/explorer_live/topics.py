@@ -65,8 +65,11 @@ class Topic(Protocol):
     def version(self) -> int:
         """Counts the changes; 0: there was nothing yet."""
 
-    def update(self) -> None:
-        """Look whether there is something new."""
+    def update(self, *, at_once: bool = False) -> None:
+        """Look whether there is something new.
+
+        :param at_once: also where it would be looked for later only, to spare those who follow.
+        """
 
     def message_after(self, seen: int) -> Message | None:
         """What leads from the version seen to the current one; from 0: everything. None where there is nothing."""
@@ -93,10 +96,10 @@ class Table:
     _full: Message | None = field(default=None, init=False)
     _delta: Message | None = field(default=None, init=False)
 
-    def update(self) -> None:
+    def update(self, *, at_once: bool = False) -> None:
         """Read the rows anew where they may have changed."""
         self._updates += 1
-        if self.version and self._updates % self._every:
+        if self.version and self._updates % self._every and not at_once:
             return
         stamp = self._stamp()
         if self.version and stamp == self._stamp_read:
@@ -142,7 +145,7 @@ class Occurrences:
     _items: Sequence[Json] = field(default=(), init=False)
     _made: deque[tuple[int, Message]] = field(factory=lambda: deque(maxlen=8), init=False)
 
-    def update(self) -> None:
+    def update(self, *, at_once: bool = False) -> None:
         """See what happened."""
         version = self._count() + 1  # so that nobody who has seen none is taken for one who is new
         if version != self.version:

@@ -1,5 +1,7 @@
 """What workers tell the explorer of the requests they have routed, where one process would have looked itself."""
 
+from heapq import nlargest
+
 import attrs
 
 from chutes_autopilot.observe.record import RequestRecord
@@ -31,6 +33,14 @@ class ToldRequest:
         return self.told or Explained(self.record, None).decision()
 
 
+class ToldDecisions(RecentDecisions[ToldRequest]):
+    """The last requests of all workers, each of which tells of its own from time to time."""
+
+    def newest(self, count: int) -> list[ToldRequest]:
+        """The last ones by their arrival, newest first."""
+        return nlargest(count, super().newest(self.limit), key=lambda told: told.record.received)
+
+
 @attrs.frozen
 class _Rules:
     trusted_proxies: TrustedProxies | None = LINES
@@ -41,7 +51,7 @@ class ToldRouting:
     """What the explorer reads of a ChatRelay."""
 
     health: ToldHealth = attrs.field(factory=ToldHealth)
-    decisions: RecentDecisions[ToldRequest] = attrs.field(factory=RecentDecisions)
+    decisions: ToldDecisions = attrs.field(factory=ToldDecisions)
     rules: _Rules = attrs.field(factory=_Rules)
 
     def hear(self, message: Finished) -> None:

@@ -8,6 +8,7 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-c", build, "build_sdist", work, cwd=source)
     (sdist,) = work.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(work / "unpacked", filter="data")
+        safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+        archive.extractall(work / "unpacked", **safely)  # noqa: S202 - it is our own
     (unpacked,) = (work / "unpacked").iterdir()
     run(sys.executable, "-c", build, "build_wheel", work, cwd=unpacked)
     (built,) = work.glob("*.whl")

@@ -75,13 +75,13 @@ class Follower:
 class Stage:
     """A table and a list of occurrences that the test moves, and whoever follows them."""
 
-    def __init__(self, limit: int = 100) -> None:
+    def __init__(self, limit: int = 100, every: int = 1) -> None:
         self.clock = TurnByTurn()
         self.rows: dict[str, dict[str, Any]] = {"a": {"n": 1}, "b": {"n": 1}}
         self.happened: list[dict[str, Any]] = []
         self.reads = 0
         self.draining = False
-        table = Table("table", lambda: repr(self.rows), self.read)
+        table = Table("table", lambda: repr(self.rows), self.read, every)
         occurrences = Occurrences("events", lambda: len(self.happened), lambda n: self.happened[::-1][:n], 5)
         self.live = Live(self.clock, (table, occurrences), limit, lambda: self.draining)
         self.live.startService()
@@ -232,6 +232,20 @@ def test_nothing_is_read_for_nobody(stage: Stage) -> None:
     follower = stage.follow()
     assert follower.take()[0][1]["sum"] == 7
     assert stage.reads == 1
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 3])
+def test_the_first_after_a_while_is_told_what_is_and_not_what_was(ticks: int) -> None:
+    """Also of what changes so often that those who follow hear of it now and then only."""
+    stage = Stage(every=2)
+    first = stage.follow()
+    for _ in range(ticks):
+        stage.tick()
+    assert first.subscription is not None
+    first.subscription.gone()
+    stage.rows["a"] = {"n": 40}
+    stage.tick()
+    assert stage.follow().take()[0][1]["sum"] == 41
 
 
 def test_all_are_sent_away_when_the_service_is_about_to_stop(stage: Stage) -> None:

@@ -93,6 +93,14 @@ def test_a_finished_request_is_told_as_it_is() -> None:
     assert told.records[0].fields() == RECORD.fields()
 
 
+def test_the_requests_of_several_workers_are_listed_by_their_arrival() -> None:
+    """Whoever told of them first."""
+    routing = ToldRouting()
+    for arrivals in ((1.0, 4.0, 5.0), (2.0, 3.0, 6.0)):
+        routing.hear(Finished([RequestRecord(f"at {at}", at) for at in arrivals], []))
+    assert [each.record.received for each in routing.decisions.newest(4)] == [6.0, 5.0, 4.0, 3.0]
+
+
 def test_settings_survive_what_is_no_utf8() -> None:
     """What Python made surrogates of is the same text in another process."""
     side = Side(ToParent | Sources)
