@@ -56,7 +56,8 @@ FINISHED_SECONDS = 1.0
 when the parent is slow."""
 
 TOLD_WHOLE = MAX_DECISIONS
-"""Of how many of them all is told, for more are not kept; of others only where the first attempt failed."""
+"""Of how many of them all workers together tell all, for more are not kept; of others only where the first attempt
+failed."""
 
 EXPLAINED = 20
 """Of how many of them it is told why they went where they went: so many as anybody can read."""
@@ -115,9 +116,11 @@ class ParentLink:
     _serving: int | None = attrs.field(default=None, init=False)
     _finished: deque[RequestRecord] = attrs.field(factory=deque, init=False)
     _counting: Counting = attrs.field(factory=Counting, init=False)
+    _told_whole: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.adopting = Adopting(self.reactor, list(self._descriptors[1:]))
+        self._told_whole = -(-TOLD_WHOLE // self.begin.workers)
 
     # what the service of a worker is made of
 
@@ -179,7 +182,7 @@ class ParentLink:
         if not finished:
             self.reactor.callLater(FINISHED_SECONDS, self._tell_finished)
         finished.append(record)
-        if len(finished) > TOLD_WHOLE:
+        if len(finished) > self._told_whole:
             counting.take(finished.popleft())
 
     def decision_elsewhere(self, request_id: str, owner: bytes) -> Deferred[bytes | None]:
