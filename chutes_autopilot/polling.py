@@ -4,6 +4,8 @@ Twisted makes a log context for each, which tells old log messages which transpo
 And a read, which is nearly all there ever is to do, passes through three functions and as many checks on its way from
 the socket to the protocol. Between two looks at the sockets the main loop asks for delayed calls and for threads' calls
 twice. Together that costs as much as the kernel's part of relaying a small request.
+
+And what is sent meanwhile goes out at the end of the turn (upstream.direct).
 """
 
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from typing import Any
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Client, Connection, Server
 from twisted.python import log
+
+from chutes_autopilot.upstream.direct import SENDS, Sends
 
 _KNOWN = "twisted.internet.epollreactor.EPollReactor"
 """By its name, for it can be imported on Linux only."""
@@ -35,13 +39,15 @@ def poll_plainly(reactor: Any) -> bool:
     """
     if f"{type(reactor).__module__}.{type(reactor).__name__}" != _KNOWN:
         return False
-    reactor.doIteration = _turn_of(reactor)
+    sends = Sends()
+    setattr(reactor, SENDS, sends)
+    reactor.doIteration = _turn_of(reactor, sends)
     return True
 
 
-def _turn_of(reactor: Any) -> Callable[[float | None], None]:
+def _turn_of(reactor: Any, sends: Sends) -> Callable[[float | None], None]:
     selectables, do_read_or_write, seconds = reactor._selectables, reactor._doReadOrWrite, reactor.seconds
-    poll, read_bytes = reactor._poller.poll, Connection.bufferSize
+    poll, read_bytes, flush = reactor._poller.poll, Connection.bufferSize, sends.flush
 
     def turn(timeout: float | None) -> None:
         while True:
@@ -51,28 +57,37 @@ def _turn_of(reactor: Any) -> Callable[[float | None], None]:
                 if error.errno == EINTR:
                     return
                 raise
-            for descriptor, event in ready:
-                selectable = selectables.get(descriptor)
-                if selectable is None:
-                    continue  # one before it in this turn has closed it
-                plain = type(selectable) in _PLAIN and selectable.connected and not selectable._aborting
-                if event != _READABLE or not plain:
-                    do_read_or_write(selectable, descriptor, event)
-                    continue
-                try:
-                    data = selectable.socket.recv(read_bytes)
-                except OSError as error:
-                    if error.errno != EWOULDBLOCK:
-                        reactor._disconnectSelectable(selectable, CONNECTION_LOST, True)
-                    continue
-                if not data:
-                    reactor._disconnectSelectable(selectable, CONNECTION_DONE, True)
-                    continue
-                try:
-                    selectable.protocol.dataReceived(data)
-                except BaseException as error:  # noqa: BLE001 - as in posixbase: it costs this transport alone
-                    log.err()
-                    reactor._disconnectSelectable(selectable, error, False)
+            try:
+                sends.gathering = True
+                for descriptor, event in ready:
+                    selectable = selectables.get(descriptor)
+                    if selectable is None:
+                        continue  # one before it in this turn has closed it
+                    plain = type(selectable) in _PLAIN and selectable.connected and not selectable._aborting
+                    if event != _READABLE or not plain:
+                        flush()
+                        do_read_or_write(selectable, descriptor, event)
+                        continue
+                    try:
+                        data = selectable.socket.recv(read_bytes)
+                    except OSError as error:
+                        if error.errno != EWOULDBLOCK:
+                            flush()
+                            reactor._disconnectSelectable(selectable, CONNECTION_LOST, True)
+                        continue
+                    if not data:
+                        flush()
+                        reactor._disconnectSelectable(selectable, CONNECTION_DONE, True)
+                        continue
+                    try:
+                        selectable.protocol.dataReceived(data)
+                    except BaseException as error:  # noqa: BLE001 - as in posixbase: it costs this transport alone
+                        log.err()
+                        flush()
+                        reactor._disconnectSelectable(selectable, error, False)
+            finally:
+                sends.gathering = False
+                flush()
             if reactor._newTimedCalls or reactor.threadCallQueue or reactor._justStopped or not reactor.running:
                 return
             # Nothing else is to be done: to find that out again and again costs as much as relaying an event.

@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chutes_autopilot.polling import poll_plainly
+from chutes_autopilot.upstream.direct import TOGETHER, best_write
 
 
 class Side:
@@ -244,6 +246,114 @@ def test_a_connection_is_made(world: World) -> None:
         assert protocol.told == [b"hello"]
         peer.close()
         world.reactor.doIteration(0.2)
+
+
+def received(line: Line) -> bytes:
+    """What has come to the peer by now."""
+    line.peer.setblocking(False)
+    try:
+        return line.peer.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+    finally:
+        line.peer.settimeout(5)
+
+
+def test_what_is_sent_in_a_turn_goes_out_when_it_is_over(line: Line) -> None:
+    """In order, and without another turn; outside of one it goes at once."""
+    send, seen = best_write(line.transport), list[bytes]()
+
+    def answer() -> None:
+        send(line.transport, b"one ")
+        send(line.transport, b"two")
+        seen.append(received(line))
+
+    line.protocol.then = answer
+    line.peer.send(b"x")
+    line.turns()
+    assert seen == [b""]
+    assert received(line) == b"one two"
+    send(line.transport, b"three")
+    assert received(line) == b"three"
+
+
+def test_only_so_many_sends_wait_for_one_another(world: World, line: Line) -> None:
+    """The first of them do not wait for the end of a long turn."""
+    others = [Line(world.reactor, Connected()) for _ in range(TOGETHER - 1)]
+    send, seen = best_write(line.transport), list[bytes]()
+
+    def answer() -> None:
+        send(line.transport, b"first")
+        for number, other in enumerate(others, 2):
+            seen.append(received(line))
+            send(other.transport, b"%d" % number)
+        seen.append(received(line))
+
+    line.protocol.then = answer
+    line.peer.send(b"x")
+    line.turns()
+    assert seen == [b""] * (TOGETHER - 1) + [b"first"]
+    for number, other in enumerate(others, 2):
+        assert other.peer.recv(9) == b"%d" % number
+        other.peer.close()
+
+
+def test_what_the_kernel_does_not_take_is_sent_later(line: Line) -> None:
+    """All of it arrives, and a producer is told to wait meanwhile."""
+    size, told = 8 << 20, list[str]()
+
+    class Producer:
+        pauseProducing = partial(told.append, "pause")
+        resumeProducing = partial(told.append, "resume")
+        stopProducing = partial(told.append, "stop")
+
+    line.transport.registerProducer(Producer(), True)
+    line.protocol.then = lambda: best_write(line.transport)(line.transport, b"z" * size)
+    line.peer.send(b"x")
+    line.turns()
+    assert told == ["pause"]
+    got = 0
+    while got < size:
+        got += len(received(line))
+        line.turns()
+    assert told == ["pause", "resume"]
+    line.transport.unregisterProducer()
+
+
+@pytest.mark.parametrize("close", ["loseConnection", "loseWriteConnection"])
+def test_what_was_sent_before_a_connection_is_closed_still_goes_out(world: World, close: str) -> None:
+    """The closing waits for it, as for all that is written."""
+    protocol = HalfCloseable()
+    line = Line(world.reactor, protocol)
+
+    def answer() -> None:
+        best_write(line.transport)(line.transport, b"goodbye")
+        getattr(line.transport, close)()
+
+    protocol.then = answer
+    line.peer.send(b"x")
+    line.turns(3)
+    line.peer.settimeout(5)
+    assert line.peer.recv(100) == b"goodbye"
+    assert line.peer.recv(100) == b""
+    line.peer.close()
+    line.turns()
+
+
+def test_a_connection_that_is_lost_in_the_turn_takes_its_bytes_along(world: World, line: Line) -> None:
+    """And none of another's."""
+    other = Line(world.reactor, Connected())
+
+    def answer() -> None:
+        best_write(line.transport)(line.transport, b"lost")
+        best_write(other.transport)(other.transport, b"kept")
+        line.transport.connectionLost(Failure(CONNECTION_DONE))
+
+    line.protocol.then = answer
+    line.peer.send(b"x")
+    line.turns()
+    assert (line.peer.recv(9), other.peer.recv(9)) == (b"", b"kept")
+    other.peer.close()
 
 
 class Busy:

@@ -1,8 +1,15 @@
-"""Send at once what one write can carry, instead of waiting for the reactor to find the socket writable."""
+"""Send at once what one write can carry, instead of waiting for the reactor to find the socket writable.
+
+And what is sent in one turn of the reactor together, at its end. A peer that waits is woken by the first byte, which
+takes the kernel longer than sending does; while it is awake, the next ones find it so.
+"""
 
 from typing import Any, Protocol
 
 from twisted.internet.tcp import Connection
+
+TOGETHER = 32
+"""Sends that wait for one another at most, so that none waits long."""
 
 
 class Write(Protocol):
@@ -11,30 +18,77 @@ class Write(Protocol):
     def __call__(self, transport: Any, data: bytes) -> None: ...
 
 
-def send_now(transport: Any, data: bytes) -> None:
-    """Write to a plain TCP transport, directly to the socket where nothing is waiting before it.
+class Sends:
+    """What goes to plain TCP transports, gathered while a turn of the reactor lasts.
 
     Twisted's ``write`` only queues: the socket is registered, waited for, written to and unregistered again, four
-    system calls about one. Where the transport's own buffer is empty the bytes may as well go out now; what the
-    kernel does not take, and every error, is left to ``write``, so buffering, back-pressure and the report of a lost
-    connection stay Twisted's. Not for TLS, whose bytes are not the socket's, and not for transports that are closing.
+    system calls about one. Where the transport's own buffer is empty the bytes may as well go out now, or when the turn
+    is over; until then they are in that buffer, so whatever else is done to the transport finds them in their order.
+    What the kernel does not take, and every error, is left to ``write``, so buffering, back-pressure and the report of
+    a lost connection stay Twisted's. Not for TLS, whose bytes are not the socket's, and not for transports that are
+    closing.
     """
-    if (
-        not transport.dataBuffer
-        and not transport._tempDataBuffer
-        and transport.connected
-        and not transport.disconnecting
-        and not transport._writeDisconnecting
-        and not transport._writeDisconnected
-    ):
-        try:
-            sent = transport.socket.send(data)
-        except OSError:
-            sent = 0
-        if sent == len(data):
+
+    def __init__(self) -> None:
+        self.gathering = False
+        """Whether a turn is under way, which ends with `flush`."""
+        self._waiting: list[Any] = []
+
+    def send(self, transport: Any, data: bytes) -> None:
+        """Write to a transport, for which nothing waits as a rule."""
+        if (
+            transport.dataBuffer
+            or transport._tempDataBuffer
+            or not transport.connected
+            or transport.disconnecting
+            or transport._writeDisconnecting
+            or transport._writeDisconnected
+        ):
+            transport.write(data)
+        elif self.gathering:
+            transport._tempDataBuffer.append(data)
+            transport._tempDataLen += len(data)
+            waiting = self._waiting
+            waiting.append(transport)
+            if len(waiting) >= TOGETHER:
+                self.flush()
+        else:
+            _send(transport, data)
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        waiting = self._waiting
+        if not waiting:
             return
-        data = data[sent:]
-    transport.write(data)
+        self._waiting = []
+        for transport in waiting:
+            buffered = transport._tempDataBuffer
+            if not buffered:
+                continue  # the reactor has sent it
+            if (
+                transport.dataBuffer
+                or not transport.connected
+                or transport.disconnecting
+                or transport._writeDisconnecting
+                or transport._writeDisconnected
+            ):
+                if transport.connected:
+                    transport.startWriting()
+                continue
+            data = buffered[0] if len(buffered) == 1 else b"".join(buffered)
+            buffered.clear()
+            transport._tempDataLen = 0
+            _send(transport, data)
+
+
+def _send(transport: Any, data: bytes) -> None:
+    """Give the kernel what it takes, and the rest to the transport."""
+    try:
+        sent = transport.socket.send(data)
+    except OSError:
+        sent = 0
+    if sent < len(data):
+        transport.write(data[sent:])
 
 
 def queue(transport: Any, data: bytes) -> None:
@@ -43,5 +97,15 @@ def queue(transport: Any, data: bytes) -> None:
 
 
 def best_write(transport: Any) -> Write:
-    """`send_now` where the transport is Twisted's own plain connection, else `queue`."""
-    return send_now if isinstance(transport, Connection) and not transport.TLS else queue
+    """That of `Sends` where the transport is Twisted's own plain connection, else `queue`.
+
+    The sends are its reactor's, where that gathers them (polling).
+    """
+    if not isinstance(transport, Connection) or transport.TLS:
+        return queue
+    sends: Sends = getattr(transport.reactor, SENDS, None) or Sends()
+    return sends.send
+
+
+SENDS = "chutes_autopilot_sends"
+"""The reactor's attribute that has them."""
