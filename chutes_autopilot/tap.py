@@ -22,7 +22,7 @@ from chutes_autopilot.composition import GatewayService, build
 from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.listening import check_endpoint
-from chutes_autopilot.observe.logs import TextStream, Threshold, WholeLines, filtered, log_observer
+from chutes_autopilot.observe.logs import WRITTEN_WITHIN, TextStream, Threshold, WholeLines, filtered, log_observer
 from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
@@ -195,7 +195,7 @@ class Options(usage.Options):
         stream: TextStream = sys.stdout if self.logfile == "-" else LogFile.fromFullPath(self.logfile)
         if self.settings.workers > 1:
             stream = self.log_stream = WholeLines(stream)
-        later = partial(reactor.callLater, 0)
+        later = partial(reactor.callLater, WRITTEN_WITHIN)
         log = log_observer(stream, self.settings.log_format, self.log_threshold, later)
         reactor.addSystemEventTrigger("after", "shutdown", log.flush)
         return log

@@ -28,6 +28,13 @@ LEGACY = frozenset({"system", "isError", "failure", "why", "format", "printed", 
 """Keys that twisted.python.log adds to the events it hands on; they say nothing the other fields do not."""
 
 
+WRITTEN_WITHIN = 0.02
+"""Seconds that the line of a request may wait for others."""
+
+MAX_KINDS = 1000
+"""Kinds of requests whose common part is remembered; a few hundred bytes each."""
+
+
 class TextStream(Protocol):
     """What a log can be written to: standard output, or Twisted's rotating LogFile."""
 
@@ -66,8 +73,9 @@ def log_observer(
 
     A line that cannot be written (a broken pipe, a full disk) is lost; the service goes on.
 
-    :param later: calls a function in the reactor's next turn: the lines of requests are then kept until it does, and
-        written together, as one write for each costs as much as sending an answer. None: every line is written at once.
+    :param later: calls a function a little later (`WRITTEN_WITHIN`): the lines of requests are then kept until it does,
+        and written together, as one write for each costs as much as sending an answer. None: every line is written at
+        once.
     :param worker: the number of this process among several that write to the same place; every line says it.
     """
     if isinstance(level, str):
@@ -130,12 +138,13 @@ class ProcessLog:
     ) -> None:
         self._lines = lines
         self._own: dict[str, Any] = {} if worker is None else {"worker": worker}
-        self._name = "" if worker is None else f"worker {worker} "
+        name = "" if worker is None else f"worker {worker} "
+        self._requests = RequestLines(f" info  [{name}chutes_autopilot] ")
         self._later = later
         self._waiting: list[tuple[float, RequestRecord]] = []
         self._json = fmt == "json"
         self._threshold = threshold
-        line = partial(_json_line, self._own) if self._json else partial(_text_line, self._name)
+        line = partial(_json_line, self._own) if self._json else partial(_text_line, name)
         self._others = filtered(_LineObserver(lines, line), threshold)
         self._second = 0
         self._second_text = ""
@@ -159,11 +168,10 @@ class ProcessLog:
         """Write the lines that wait."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._lines.write("\n".join([self._line(self._time(time), record) for time, record in waiting]))
+            line_of = self._json_line if self._json else self._requests.line
+            self._lines.write("\n".join([line_of(self._time(time), record) for time, record in waiting]))
 
-    def _line(self, time: str, record: RequestRecord) -> str:
-        if not self._json:
-            return f"{time} info  [{self._name}chutes_autopilot] {_escaped(str(record))}"
+    def _json_line(self, time: str, record: RequestRecord) -> str:
         plain = {"time": time, "level": "info", "logger": "chutes_autopilot", "message": str(record)}
         return json.dumps(plain | self._own | {"event": "request"} | record.fields())
 
@@ -177,6 +185,54 @@ class ProcessLog:
                 self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
             self._time_text = f"{self._second_text}.{rest:03d}Z"
         return self._time_text
+
+
+class RequestLines:
+    """Makes the lines of finished requests, and remembers what those of ordinary ones have in common.
+
+    :param start: what stands between the time and the record.
+    """
+
+    def __init__(self, start: str) -> None:
+        self._start = start
+        self._common: dict[tuple[object, ...], str] = {}
+
+    def line(self, time: str, record: RequestRecord) -> str:
+        """The line of a record: `str` of it, where nothing can break the line or steer a terminal."""
+        begun, first_byte, ended, attempts = record.first_attempt, record.first_byte, record.ended, record.attempts
+        request_id, received = record.request_id, record.received
+        if begun is None or first_byte is None or ended is None or len(attempts) != 1 or record.continuations:
+            return f"{time}{self._start}{_escaped(str(record))}"
+        only = attempts[0]
+        if (
+            only.failure is not None
+            or only.waited is not None
+            or not received <= begun <= first_byte <= ended
+            or not request_id.isprintable()
+        ):
+            return f"{time}{self._start}{_escaped(str(record))}"
+        kind = (
+            record.selected,
+            record.status,
+            record.candidates,
+            only.model,
+            only.status,
+            record.stream,
+            record.mode,
+            record.outcome,
+            record.error,
+            record.endpoint,
+        )
+        common = self._common.get(kind)
+        if common is None:
+            if len(self._common) >= MAX_KINDS:
+                self._common.clear()
+            common = self._common[kind] = _escaped(record.common())
+        return (
+            f"{time}{self._start}request id={request_id}{common}{(first_byte - received) * 1000:.3f} "
+            f"total_ms={(ended - received) * 1000:.3f} overhead_ms={(begun - received) * 1000:.3f} "
+            f"bytes_in={record.bytes_in} bytes_out={record.bytes_out}"
+        )
 
 
 @implementer(ILogObserver)

@@ -87,20 +87,22 @@ class RequestRecord(msgspec.Struct, eq=False, gc=False):
     def __str__(self) -> str:
         """The same in one line."""
         received, first_byte, ended, begun = self.received, self.first_byte, self.ended, self.first_attempt
-        attempts = self.attempts
-        if len(attempts) == 1 and (only := attempts[0]).failure is None and only.status and only.waited is None:
-            tried = f"{only.model}={only.status}"  # nearly every time
-        else:
-            tried = ",".join(_as_text(attempts)) or "-"
         return (
-            f"request id={self.request_id} endpoint={self.endpoint} status={self.status} outcome={self.outcome} "
-            f"mode={self.mode} stream={'yes' if self.stream else 'no'} error={self.error or '-'} "
-            f"selected={self.selected or '-'} candidates={','.join(self.candidates) or '-'} attempts={tried} "
-            f"first_byte_ms={'-' if first_byte is None else f'{max(0.0, first_byte - received) * 1000:.3f}'} "
+            f"request id={self.request_id}{self.common()}"
+            f"{'-' if first_byte is None else f'{max(0.0, first_byte - received) * 1000:.3f}'} "
             f"total_ms={'-' if ended is None else f'{max(0.0, ended - received) * 1000:.3f}'} "
             f"overhead_ms={'-' if begun is None else f'{max(0.0, begun - received) * 1000:.3f}'} "
             f"bytes_in={self.bytes_in} bytes_out={self.bytes_out}"
             + (f" continuations={','.join(_as_text(self.continuations))}" if self.continuations else "")
+        )
+
+    def common(self) -> str:
+        """The part of that line which many requests have in common: from the id to the first of the times."""
+        return (
+            f" endpoint={self.endpoint} status={self.status} outcome={self.outcome} "
+            f"mode={self.mode} stream={'yes' if self.stream else 'no'} error={self.error or '-'} "
+            f"selected={self.selected or '-'} candidates={','.join(self.candidates) or '-'} "
+            f"attempts={','.join(_as_text(self.attempts)) or '-'} first_byte_ms="
         )
 
     def _milliseconds(self, end: float | None) -> float | None:

@@ -15,7 +15,7 @@ from twisted.logger import LegacyLogObserverWrapper, globalLogBeginner
 
 from chutes_autopilot.composition import build
 from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
-from chutes_autopilot.observe.logs import Threshold, WholeLines, filtered, log_observer
+from chutes_autopilot.observe.logs import WRITTEN_WITHIN, Threshold, WholeLines, filtered, log_observer
 from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.signals import take_signals
@@ -79,7 +79,7 @@ def _begin_log(begin: Begin, settings: Settings) -> Callable[[Settings], None]:
         syslog: Any = SyslogObserver(f"{begin.syslog}[worker {begin.number}]")
         observer = filtered(LegacyLogObserverWrapper(syslog.emit), threshold)
     else:
-        later = partial(reactor.callLater, 0)
+        later = partial(reactor.callLater, WRITTEN_WITHIN)
         observer = log_observer(WholeLines(sys.stdout), settings.log_format, threshold, later, worker=begin.number)
         reactor.addSystemEventTrigger("after", "shutdown", observer.flush)
     globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)

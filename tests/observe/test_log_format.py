@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
@@ -18,7 +21,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from chutes_autopilot.observe.logs import filtered, log_observer
-from chutes_autopilot.observe.record import RequestRecord
+from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 
 TIME = 1763716328.123456  # 2025-11-21T09:12:08.123456Z
 
@@ -243,7 +246,7 @@ class _Stream(io.StringIO):
         return super().write(text)
 
 
-def test_lines_of_requests_wait_for_the_next_turn_and_are_one_write() -> None:
+def test_lines_of_requests_wait_for_one_another_and_are_one_write() -> None:
     """A burst of requests costs one write, in the order in which they ended, and one call later."""
     stream, turns = _Stream(), list[Callable[[], None]]()
     log = log_observer(stream, "text", "info", turns.append)
@@ -267,3 +270,47 @@ def test_another_event_is_never_written_before_requests_that_ended_before_it() -
     turns[0]()
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert (first["request_id"], second["message"]) == ("one", "after")
+
+
+_NAMES = st.text(st.sampled_from(["a", "/", "é", "\n", "\x1b", "\u2028"]), max_size=3)
+_TIMES = st.none() | st.floats(-5, 1000)
+_ATTEMPTS = st.builds(
+    AttemptRecord,
+    _NAMES,
+    status=st.none() | st.sampled_from([0, 200, 429]),
+    failure=st.none() | st.sampled_from(["upstream_503"]),
+    waited=st.none() | st.floats(0, 5),
+)
+_RECORDS = st.builds(
+    RequestRecord,
+    _NAMES,
+    st.floats(0, 10),
+    bytes_in=st.integers(0, 10**12),
+    mode=st.sampled_from(["none", "alias"]),
+    stream=st.booleans(),
+    candidates=st.lists(_NAMES, max_size=3).map(tuple),
+    attempts=st.lists(_ATTEMPTS, max_size=2),
+    selected=st.none() | _NAMES,
+    status=st.sampled_from([200, 499]),
+    error=st.none() | st.sampled_from(["overloaded"]),
+    outcome=st.sampled_from(["complete", "cut"]),
+    first_attempt=_TIMES,
+    first_byte=_TIMES,
+    ended=_TIMES,
+    continuations=st.lists(_ATTEMPTS, max_size=1).map(tuple),
+)
+
+
+@given(st.lists(_RECORDS, min_size=1, max_size=4))
+def test_every_record_is_one_line_whatever_was_logged_before(found: list[RequestRecord]) -> None:
+    """What is remembered of other requests changes nothing in a line, and no name breaks it."""
+    stream = io.StringIO()
+    log = log_observer(stream, "text", "info")
+    for record in found * 2:
+        log({"log_level": LogLevel.info, "log_time": TIME, "record": record})
+    start = "2025-11-21T09:12:08.123Z info  [chutes_autopilot] "
+    escaped = [re.sub(r"[\n\x1b\u2028]", lambda c: _ESCAPES[c[0]], str(record)) for record in found]
+    assert stream.getvalue().split("\n") == [start + line for line in escaped * 2] + [""]
+
+
+_ESCAPES = {"\n": "\\n", "\x1b": "\\x1b", "\u2028": "\\u2028"}
