@@ -11,7 +11,21 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chutes_autopilot.upstream.direct import Write, best_write, queue
-from chutes_autopilot.wire.http1 import REUSABLE, Body, End, Invalid, ResponseHead, ResponseParser, whole_response
+from chutes_autopilot.wire.http1 import (
+    REUSABLE,
+    Body,
+    End,
+    HeadShape,
+    Invalid,
+    ResponseHead,
+    ResponseParser,
+    shape_of,
+    whole_response,
+)
+
+MAX_SHAPES = 8
+"""How often a connection takes note of what heads of answers look like; a server that changes its mind is not worth it.
+"""
 
 SEND_SLICE_BYTES = 262144
 """A request up to this size is one write; a larger one is sent in slices as the socket takes them."""
@@ -72,6 +86,8 @@ class UpstreamConnection(Protocol):
         self._write: Write = queue
         self._receiver: ResponseReceiver | None = None
         self._parser: ResponseParser | None = None  # made for a response that does not come in one piece
+        self._shape: HeadShape | None = None  # of the last answer that came in one piece
+        self._shapes_left = MAX_SHAPES
         self._sending = False
         self._paused = False
         self.silent = True
@@ -136,7 +152,13 @@ class UpstreamConnection(Protocol):
             if receiver is None:
                 self.abort()  # bytes that no request asked for
                 return
-            whole = whole_response(data)
+            shape = self._shape
+            whole = None if shape is None else shape.whole(data)
+            if whole is None:
+                whole = whole_response(data)
+                if whole is not None and self._shapes_left:
+                    self._shapes_left -= 1
+                    self._shape = shape_of(whole[0])
             if whole is not None:
                 self._release(True)
                 receiver.answer(whole[0], whole[1])

@@ -39,6 +39,9 @@ either case, as the search is then for that byte."""
 _FIELDS_IN_LOWER_CASE = re.compile(_GATEWAY_FIELD).findall
 _FIELDS_IN_ANY_CASE = re.compile(_GATEWAY_FIELD, re.IGNORECASE).findall
 
+_OF_ANY_VALUE = (b"date", b"x-request-id")
+"""Of the fields a gateway looks at those of which it looks at the name alone."""
+
 _WITHOUT_BODY = (b"204", b"304")
 
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
@@ -58,7 +61,7 @@ class ResponseHead:
     :param headers: the fields one by one; made from ``block`` when they are asked for.
     :param block: the same as lines, each with its line end.
     :param index: lower-case name to last value, at least of the fields that a gateway looks at; of a 200 the values may
-        be in lower case too.
+        be in lower case too, and those of Date and X-Request-Id of another answer.
     """
 
     __slots__ = ("_block", "_headers", "index", "reason", "status")
@@ -379,6 +382,51 @@ def whole_response(data: bytes) -> tuple[ResponseHead, bytes] | None:
     if plain is None or not plain[1] or len(data) - plain[2] != plain[1]:
         return None
     return plain[0], data[plain[2] :]
+
+
+class HeadShape:
+    """What the heads of one server's answers have in common: names in their order, and the values that mean something.
+
+    One match against it finds what reading a head from scratch would: the servers of a platform name the same fields in
+    each answer, and say the same but for times, counts and ids. Whatever differs in anything else is read from scratch.
+    """
+
+    __slots__ = ("_fields_at", "_index", "_match", "_reason")
+
+    def __init__(self, head: ResponseHead) -> None:
+        start = b"HTTP/1.1 200 %b\r\n" % head.reason
+        lines = b"".join(_line_of_shape(name, value) for name, value in head.headers)
+        self._match = re.compile(b"%b%b\r\n" % (re.escape(start), lines)).match
+        self._fields_at = len(start)
+        self._index = dict(head.index)
+        self._reason = head.reason
+
+    def whole(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """`whole_response` of an answer of this shape; None of any other."""
+        found = self._match(data)
+        if found is None:
+            return None
+        digits, start = found[1], found.end()
+        length = int(digits)
+        if not length or len(data) - start != length or start > MAX_HEAD_BYTES:
+            return None
+        index = self._index.copy()
+        index[b"content-length"] = digits
+        return ResponseHead(200, self._reason, None, data[self._fields_at : start - 2], index), data[start:]
+
+
+def _line_of_shape(name: bytes, value: bytes) -> bytes:
+    lower = name.lower()
+    if lower == b"content-length":
+        return rb"%b: ([0-9]{1,18})\r\n" % re.escape(name)
+    if lower in _OF_ANY_VALUE or not _FIELDS_IN_LOWER_CASE(b"\n%b: x" % lower):
+        return rb"%b: [^\x00-\x08\x0a-\x1f\x7f]*+\r\n" % re.escape(name)
+    return rb"%b: %b\r\n" % (re.escape(name), re.escape(value))
+
+
+def shape_of(head: ResponseHead) -> HeadShape | None:
+    """The shape of a head that `whole_response` found; None where its answer is not the usual one."""
+    return HeadShape(head) if head.status == 200 else None
 
 
 def _plain_head(data: bytes) -> tuple[ResponseHead, int | None, int] | None:

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chutes_autopilot.wire.http1 import Body, End, Event, Invalid, ResponseHead, ResponseParser, request_head
+from chutes_autopilot.wire.http1 import (
+    Body,
+    End,
+    Event,
+    Invalid,
+    ResponseHead,
+    ResponseParser,
+    request_head,
+    shape_of,
+    whole_response,
+)
 
 
 def parse(data: bytes, *, step: int | None = None, close: bool = False) -> list[Event]:
@@ -204,3 +214,68 @@ def test_whole_chunks_around_a_cut_one_pass_in_one_piece() -> None:
                     assert not event.framed or event.framed in raw
                 ends += event == End(reusable=True)
         assert (got, ends) == (b"".join(text), 1)
+
+
+_VALUES = st.sampled_from(
+    [b"a", b"bb", b"Text/Event-Stream", b"text/event-stream", b"close", b"keep-alive", b"\xe9 x", b""]
+)
+_NAMES = st.sampled_from(
+    [b"Date", b"X-Request-Id", b"X-Any", b"x-any", b"Content-Type", b"Connection", b"Retry-After", b"X.Y+Z"]
+)
+_STARTS = st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.1 200 (ok)+", b"HTTP/1.1 404 Not Found", b"HTTP/1.1 200 "])
+_BODIES = st.sampled_from([b"", b"x", b"\r\n\r\n", b"Date: y\r\n\r\nx"])
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> bytes:
+    """An answer that may be whole, or almost."""
+    body = draw(_BODIES)
+    length = len(body) + draw(st.sampled_from([0, 0, 0, 1]))
+    lines = [b"%b: %b" % field for field in draw(st.lists(st.tuples(_NAMES, _VALUES), max_size=4))]
+    name = draw(st.sampled_from([b"Content-Length", b"content-length"]))
+    lines.insert(draw(st.integers(0, len(lines))), b"%b: %d" % (name, length))
+    spoilt = draw(st.sampled_from([b"", b"", b"", b"\n", b"\x00", b" "]))
+    return b"\r\n".join([draw(_STARTS), *lines]) + spoilt + b"\r\n\r\n" + body
+
+
+@given(answers(), answers())
+def test_a_shape_finds_in_another_answer_what_reading_it_from_scratch_would(one: bytes, other: bytes) -> None:
+    """Or nothing: it is never mistaken, and knows the answer it was made from."""
+    first = whole_response(one)
+    shape = shape_of(first[0]) if first is not None else None
+    if first is None or shape is None:
+        assert first is None or first[0].status != 200
+        return
+    for data in (one, other):
+        found, expected = shape.whole(data), whole_response(data)
+        if found is None:
+            assert data is other or b" \r\n" in one
+            continue
+        assert expected is not None
+        assert (found[0], found[1], found[0].block) == (*expected, expected[0].block)
+        assert found[0].index.keys() == expected[0].index.keys()
+        for name in found[0].index.keys() - {b"date", b"x-request-id"}:
+            assert found[0].index[name].strip() == expected[0].index[name].strip()
+
+
+def test_a_shape_takes_other_times_ids_and_lengths_and_no_other_kind_of_answer() -> None:
+    """What differs from answer to answer is no reason to read a head from scratch; what means something is."""
+
+    def answer(kind: bytes, number: int) -> bytes:
+        body = b"x" * number
+        return b"HTTP/1.1 200 OK\r\nDate: %d\r\nX-Id: %d\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (
+            number,
+            number,
+            kind,
+            number,
+            body,
+        )
+
+    first = whole_response(answer(b"application/json", 7))
+    assert first is not None
+    shape = shape_of(first[0])
+    assert shape is not None
+    found = shape.whole(answer(b"application/json", 12))
+    assert found is not None
+    assert (found[0].index[b"content-length"], found[1]) == (b"12", b"x" * 12)
+    assert shape.whole(answer(b"text/event-stream", 7)) is None
