@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -53,6 +54,9 @@ class Offers:
     _contexts: list[int] = field(init=False, eq=False, repr=False)
     _outputs: list[int] = field(init=False, eq=False, repr=False)
 
+    _least_context: float = field(init=False, eq=False, repr=False)
+    _least_output: float = field(init=False, eq=False, repr=False)
+
     @_contexts.default
     def _distinct_contexts(self) -> list[int]:
         return sorted({offer.context for offer in self.by_model.values() if offer.context is not None})
@@ -60,6 +64,14 @@ class Offers:
     @_outputs.default
     def _distinct_outputs(self) -> list[int]:
         return sorted({offer.max_output for offer in self.by_model.values() if offer.max_output is not None})
+
+    @_least_context.default
+    def _shortest_context(self) -> float:
+        return min(self._contexts, default=inf)
+
+    @_least_output.default
+    def _briefest_output(self) -> float:
+        return min(self._outputs, default=inf)
 
     def of(self, model: str) -> Offer:
         """What a model offers; UNKNOWN for one that is not in the catalog."""
@@ -70,10 +82,11 @@ class Offers:
 
         It lets a plan be kept for many requests, although no two are of one length.
         """
-        too_short = bisect_left(self._contexts, need.tokens(BYTES_PER_TOKEN))
+        tokens = need.tokens(BYTES_PER_TOKEN)
+        if tokens <= self._least_context and need.max_tokens <= self._least_output and not need.requires:
+            return None  # nearly every time
+        too_short = bisect_left(self._contexts, tokens)
         too_brief = bisect_left(self._outputs, need.max_tokens)
-        if not (need.requires or too_short or too_brief):
-            return None
         surely_too_short = bisect_left(self._contexts, need.tokens(SURE_BYTES_PER_TOKEN))
         return need.requires, too_short, surely_too_short, too_brief
 

@@ -62,22 +62,33 @@ class _Format(msgspec.Struct, gc=False):
 
 
 _MESSAGES = msgspec.json.Decoder(list[_Message])
-_COUNT = msgspec.json.Decoder(float)
+_COUNT: msgspec.json.Decoder[float] = msgspec.json.Decoder(float)
 _PARTS = msgspec.json.Decoder(list[_Part])
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _FORMAT = msgspec.json.Decoder(_Format)
 _FORMATS = {"json_object": "json_mode", "json_schema": "structured_outputs"}
 
 
-def read_need(members: RoutingMembers, size: int) -> Need:
+def read_need(members: RoutingMembers, size: int, flat: bool = False) -> Need:
     """What a request for chat or completions needs.
 
     It never fails: what has another shape than the API's needs nothing, for its answer is the upstream's to give.
 
     :param size: of the body, in bytes.
+    :param flat: whether the body has one list at most (wire.body.ChatBody).
     """
+    if (
+        flat  # the list is the messages', and parts of one would be another
+        and members.messages is not ABSENT
+        and members.tools is ABSENT
+        and members.functions is ABSENT
+        and members.response_format is ABSENT
+    ):
+        limit = members.max_completion_tokens or members.max_tokens or 0
+        if type(limit) is int and 0 <= limit <= _LARGEST:
+            return Need((), size, 0, limit)
     requires: set[str] = set()
-    media = media_bytes = max_tokens = 0
+    media = media_bytes = 0
     messages = bytes(members.messages)
     # a message with parts has a list within the list
     if messages.find(b"[", 1) > 0:
@@ -98,10 +109,7 @@ def read_need(members: RoutingMembers, size: int) -> Need:
     prompted = members.prompt is not ABSENT and members.messages is ABSENT
     if members.response_format is not ABSENT and (kind := _format(bytes(members.response_format))):
         requires.add(kind)
-    if members.max_completion_tokens is not ABSENT:
-        max_tokens = _count(members.max_completion_tokens)
-    if not max_tokens and members.max_tokens is not ABSENT:
-        max_tokens = _count(members.max_tokens)
+    max_tokens = _count(members.max_completion_tokens) or _count(members.max_tokens)
     return Need(
         tuple(name for name in (*INPUTS, *FEATURES) if name in requires) if requires else (),
         size - (_other_prompts(members.prompt) if prompted else media_bytes),
@@ -158,6 +166,6 @@ def _format(data: bytes) -> str | None:
     return _FORMATS.get(kind.type) if kind is not None and isinstance(kind.type, str) else None
 
 
-def _count(raw: msgspec.Raw) -> int:
-    value = _decoded(_COUNT, raw)
+def _count(given: msgspec.Raw | int | float | None) -> int:
+    value = _decoded(_COUNT, given) if isinstance(given, msgspec.Raw) else given
     return int(value) if value is not None and 1 <= value <= _LARGEST else 0

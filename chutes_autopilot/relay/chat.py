@@ -333,7 +333,7 @@ class ChatRelay:
         route, kind, need = None, None, _NO_NEED
         if type(model) is str:
             if model not in offers.by_model:
-                need = read_need(body.members, len(call.body))
+                need = read_need(body.members, len(call.body), body.flat)
             # nothing but numbers and names: equal for all requests that are routed alike
             kind = model, sticky, body.stream, offers.key(need), self.health.cooling(record.received)
             route = self._routes.get(kind)

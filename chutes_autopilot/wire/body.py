@@ -9,6 +9,7 @@ import re
 from array import array
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import Any
 
 import msgspec
 
@@ -46,26 +47,28 @@ ABSENT = msgspec.Raw()
 
 
 class RoutingMembers(msgspec.Struct, gc=False):
-    """The members that routing reads, as they were spelled; all others are checked and skipped.
+    """The members that routing reads, most of them as they were spelled; all others are checked and skipped.
 
     Of a repeated member the last one counts. An absent one is empty.
+
+    :param max_tokens: as it was spelled where it is no number, but for the decoder, which takes numbers alone.
     """
 
     model: msgspec.Raw = ABSENT
-    stream: msgspec.Raw = ABSENT
-    prompt_cache_key: msgspec.Raw = ABSENT
+    stream: bool | None = None
+    prompt_cache_key: str | None = None
     messages: msgspec.Raw = ABSENT
     prompt: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     functions: msgspec.Raw = ABSENT
     tool_choice: msgspec.Raw = ABSENT
     response_format: msgspec.Raw = ABSENT
-    max_tokens: msgspec.Raw = ABSENT
-    max_completion_tokens: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw | int | float | None = None
+    max_completion_tokens: msgspec.Raw | int | float | None = None
 
 
 NO_MEMBERS = RoutingMembers()
-_MEMBER_NAMES = RoutingMembers.__struct_fields__
+_SPELLED = set(RoutingMembers.__struct_fields__) - {"stream", "prompt_cache_key"}
 _ROUTING_DECODER = msgspec.json.Decoder(RoutingMembers)
 
 
@@ -79,6 +82,7 @@ class ChatBody(Unshown):
     :param stream: whether ``stream`` is literally true.
     :param prompt_cache_key: the field's value when it is a string, else "".
     :param members: what else routing may read.
+    :param flat: whether it has one list at most, that of the messages as a rule; False where that was not found out.
     """
 
     data: bytes
@@ -88,6 +92,7 @@ class ChatBody(Unshown):
     stream: bool
     prompt_cache_key: str
     members: RoutingMembers
+    flat: bool = False
 
     def with_model(self, model: str) -> tuple[Piece, ...]:
         """The body, in pieces, with another ``model`` value and every other byte as received."""
@@ -119,8 +124,15 @@ def _plain_body(data: bytes) -> ChatBody | None:
     It is then the top-level key, and no walk is needed to find its value. Whatever is not plain, or not valid, is
     judged by the rest of `read_chat_body`.
     """
-    if _brackets_exceed(data, MAX_NESTING):
+    size = len(data)
+    if size < LARGE_BYTES:  # to take brackets out is how they are counted fastest
+        lists = size - len(data.replace(b"[", b""))
+        if lists + size - len(data.replace(b"{", b"")) > MAX_NESTING:
+            return None
+    elif _brackets_exceed(data, MAX_NESTING):
         return None
+    else:
+        lists = MAX_NESTING
     try:
         if not data.isascii():
             data.decode()  # msgspec does not look at the encoding of strings it skips
@@ -128,9 +140,9 @@ def _plain_body(data: bytes) -> ChatBody | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     raw = bytes(members.model)
-    if raw[:1] != b'"' or b"\\" in raw:
+    if not raw.startswith(b'"') or b"\\" in raw:
         return None
-    if len(data) < LARGE_BYTES:
+    if size < LARGE_BYTES:
         at = _only_model(data)
     else:
         start, end = _messages_span(data, members)
@@ -139,24 +151,21 @@ def _plain_body(data: bytes) -> ChatBody | None:
             at += end - start
     if at is None:
         return None
-    for usual in (b":", b": "):
-        if data.startswith(usual + raw, at):
-            at += len(usual)
-            break
-    else:
-        found = _AFTER_KEY.match(data, at)
+    at += 1 if data.startswith(b":" + raw, at) else 2
+    if not data.startswith(raw, at):
+        found = _AFTER_KEY.match(data, at - 2)
         if found is None or not data.startswith(raw, found.end()):
             return None
         at = found.end()
-    stream, cache_key = members.stream, members.prompt_cache_key
     return ChatBody(
         data,
         raw[1:-1].decode(),
         at,
         at + len(raw),
-        stream is not ABSENT and bytes(stream) == b"true",
-        _text(bytes(cache_key)) if cache_key is not ABSENT else "",
+        members.stream is True,
+        members.prompt_cache_key or "",
         members,
+        lists <= 1,
     )
 
 
@@ -192,6 +201,7 @@ def _text(raw: bytes) -> str:
 def _walked_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody:
     """The body found by walking its top-level members one by one."""
     spans = _routing_spans(data, members)
+    spelled: dict[str, Any] = {name: members[name] for name in _SPELLED if name in members}
     start, end = spans.get("model", (0, 0))
     key_start, key_end = spans.get("prompt_cache_key", (0, 0))
     stream_start, stream_end = spans.get("stream", (0, 0))
@@ -202,7 +212,7 @@ def _walked_body(data: bytes, members: Mapping[str, msgspec.Raw]) -> ChatBody:
         model_end=end,
         stream=data[stream_start:stream_end] == b"true",
         prompt_cache_key=_text(data[key_start:key_end]),
-        members=RoutingMembers(**{name: members[name] for name in _MEMBER_NAMES if name in members}),
+        members=RoutingMembers(**spelled),
     )
 
 

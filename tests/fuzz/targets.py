@@ -13,6 +13,7 @@ import attrs
 from in_memory_service import ANSWERS, World
 
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.policy.request_needs import read_need
 from chutes_autopilot.web.request_head import read_header_lines, read_request_line
 from chutes_autopilot.wire import body as chat_body
 from chutes_autopilot.wire.body import read_chat_body
@@ -121,7 +122,10 @@ def model_rewrite(data: bytes) -> None:
     assert body.stream is (read.get("stream") is True)
     cache_key = read.get("prompt_cache_key")
     assert body.prompt_cache_key == (cache_key if type(cache_key) is str else "")
-    assert chat_body._walked_body(data, chat_body._validated(data)[0]) == body, "the walk finds something else"
+    walked = chat_body._walked_body(data, chat_body._validated(data)[0])
+    assert read_need(walked.members, len(data)) == read_need(body.members, len(data), body.flat)
+    walked.members, walked.flat = body.members, body.flat
+    assert walked == body, "the walk finds something else"
     if "model" not in read:
         assert body.model is None
         return

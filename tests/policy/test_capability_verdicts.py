@@ -30,7 +30,10 @@ def offer(**record: Any) -> Offer:
 
 
 def need_of(data: bytes) -> Need:
-    return read_need(read_chat_body(data).members, len(data))
+    body = read_chat_body(data)
+    need = read_need(body.members, len(data), body.flat)
+    assert need == read_need(body.members, len(data))
+    return need
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,7 @@ def need_of(data: bytes) -> Need:
         (request(tools=[TOOL]), ("tools",)),
         (request(functions=[{"name": "f"}]), ("tools",)),
         (request(tools=[]), ()),
+        (b'{"model":"m","messages":"x","tools":[{}]}', ("tools",)),
         (request(tools=None), ()),
         (request(tools=[TOOL], tool_choice="none"), ()),
         (request(tools=[TOOL], tool_choice="required"), ("tools",)),
