@@ -32,6 +32,7 @@ from chutes_autopilot.interfaces import IStickyStore
 from chutes_autopilot.late_explorer import KeptAnswers, LateExplorer, is_loaded
 from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.observe.metrics import Metrics
+from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.policy.alias_file import NO_ALIASES
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.failover import Timeouts
@@ -75,10 +76,12 @@ class GatewayService(DrainingService):
 
     :ivar apply: puts new settings into force for every request from now on; it heeds what can change while the
         service runs, reload.NEEDS_RESTART names the rest.
+    :ivar log_requests: has another write the lines of requests, which otherwise are events of the log like all others.
     :ivar keys: of the Chutes route; None where it is off.
     """
 
     apply: Callable[[Settings], None]
+    log_requests: Callable[[Callable[[RequestRecord], object]], None]
     keys: "KeyHolder | None" = None
 
 
@@ -237,7 +240,11 @@ def build(
         pool.connect_timeout = new.upstream_connect_timeout
         pool.max_open = open_limit(new.max_inflight_requests)
 
-    service.apply = apply
+    def log_requests(write: Callable[[RequestRecord], object]) -> None:
+        for each in relays:
+            each.log_request = write
+
+    service.apply, service.log_requests = apply, log_requests
 
     Closing(deadlines.stop).setServiceParent(service)
     Closing(pool.close).setServiceParent(service)

@@ -66,6 +66,10 @@ class Failover:
     next_model: str | None
 
 
+AT_ONCE = 64
+"""Requests that are counted together, at the latest when somebody asks."""
+
+
 @define(eq=False)
 class _Counts:
     requests: int = 0
@@ -98,6 +102,7 @@ class Measurements:
         self._healths = healths
         self._now = now
         self._models: dict[str, _Counts] = {}
+        self._uncounted: list[RequestRecord] = []  # of which there is nothing more to tell
         self._failovers: deque[Failover] = deque(maxlen=MAX_FAILOVERS)
 
     def finished(self, record: RequestRecord) -> None:
@@ -106,6 +111,12 @@ class Measurements:
         if not attempts:
             return
         self.version += 1
+        if len(attempts) == 1 and attempts[0].failure is None and not record.continuations:
+            self._uncounted.append(record)
+            if len(self._uncounted) >= AT_ONCE:
+                self._count()
+            return
+        self._count()
         tried = [*attempts, *record.continuations] if record.continuations else attempts
         for place, attempt in enumerate(tried):
             model = self._name(attempt.model)
@@ -118,12 +129,23 @@ class Measurements:
             if after is None or not _goes_on(attempt, after):
                 next_model = None if after is None else self._name(after.model)
                 self._moved_on(attempt.failed or record.received, model, attempt.failure, next_model)
+        self._time(record)
+
+    def _count(self) -> None:
+        uncounted, self._uncounted = self._uncounted, []
+        for record in uncounted:
+            self._counts(self._name(record.attempts[0].model)).requests += 1
+            if record.stream:
+                self._time(record)
+
+    def _time(self, record: RequestRecord) -> None:
         ttft = time_to_first_token(record)
         if ttft is not None:
-            self._counts(self._name(attempts[-1].model)).ttfts.append(ttft)
+            self._counts(self._name(record.attempts[-1].model)).ttfts.append(ttft)
 
     def add(self, plain: Plain) -> None:
         """Count what a Counting has come to."""
+        self._count()
         for model, (requests, ttfts) in plain.items():
             counts = self._counts(self._name(model))
             counts.requests += requests
@@ -132,6 +154,7 @@ class Measurements:
 
     def measured(self) -> dict[str, Measured]:
         """What was seen of each model, by its name."""
+        self._count()
         now = self._now()
         return {model: self._measured(model, counts, now) for model, counts in self._models.items()}
 

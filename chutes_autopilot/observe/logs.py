@@ -6,6 +6,7 @@ import select
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from time import time
 from typing import Any, Literal, Protocol
 
 from twisted.logger import (
@@ -156,20 +157,28 @@ class ProcessLog:
         if type(record) is not RequestRecord:
             self.flush()
             self._others(event)
-        elif self._threshold.shows_requests:
-            waiting = self._waiting
-            waiting.append((event["log_time"], record))
-            if len(waiting) == 1 and self._later is not None:
+        else:
+            self.request_finished(record, event["log_time"])
+
+    def request_finished(self, record: RequestRecord, at: float | None = None) -> None:
+        """The same as `events.request_finished`, where nobody else is to hear of it.
+
+        :param at: Unix time, now if it is left out.
+        """
+        waiting = self._waiting
+        waiting.append((time() if at is None else at, record))
+        if len(waiting) == 1:
+            if self._later is not None:
                 self._later(self.flush)
-            elif self._later is None:
+            else:
                 self.flush()
 
     def flush(self) -> None:
         """Write the lines that wait."""
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
+        if waiting and self._threshold.shows_requests:
             line_of = self._json_line if self._json else self._requests.line
-            self._lines.write("\n".join([line_of(self._time(time), record) for time, record in waiting]))
+            self._lines.write("\n".join([line_of(self._time(at), record) for at, record in waiting]))
 
     def _json_line(self, time: str, record: RequestRecord) -> str:
         plain = {"time": time, "level": "info", "logger": "chutes_autopilot", "message": str(record)}

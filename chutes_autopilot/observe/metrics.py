@@ -4,7 +4,7 @@ Requests are counted in plain numbers and turned into metric families when they 
 prometheus_client's own counters, with a lock and a label look-up each, cost as much as relaying a small answer.
 """
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -40,12 +40,20 @@ class _Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value; a clock set back counts as 0."""
-        if value < 0:
-            value = 0.0
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, values: list[float]) -> None:
+        """Count some values; a clock set back counts as 0."""
+        values.sort()
+        if values and values[0] < 0:
+            values = [max(0.0, value) for value in values]
+        counts, at, end = self._counts, 0, len(values)
+        for place, bound in enumerate(self._bounds):
+            if at == end:
+                break
+            after = bisect_right(values, bound, at)
+            counts[place] += after - at
+            at = after
+        counts[-1] += end - at
+        self._sum += sum(values)
 
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...] = ()) -> None:
         """Give the buckets and the sum to a family that is being scraped."""
@@ -110,14 +118,24 @@ class Metrics(Collector):
             self._count()
 
     def _count(self) -> None:
-        uncounted = self._uncounted
-        while uncounted:
-            self._count_one(*uncounted.pop())
+        uncounted, self._uncounted = self._uncounted, []
+        records = [record for record, _ in uncounted]
+        self._requests.update([record.status for record in records])
+        # with the upstream's status, which the client may have left before it saw the whole answer of
+        self._selections.update(
+            [(label, record.attempts[-1].status or 0) for record, label in uncounted if label is not None]
+        )
+        self._first_byte.observe([r.first_byte - r.received for r in records if r.first_byte is not None])
+        self._overhead.observe([r.first_attempt - r.received for r in records if r.first_attempt is not None])
+        self._duration.observe([r.ended - r.received for r in records if r.ended is not None])
+        for record in records:
+            attempts = record.attempts
+            if record.outcome != "complete" or len(attempts) != 1 or attempts[0].failure or record.continuations:
+                self._count_faults(record)
+            if record.endpoint != "chat":
+                self._endpoints[record.endpoint] += 1
 
-    def _count_one(self, record: RequestRecord, label: str | None) -> None:
-        self._requests[record.status] += 1
-        if record.endpoint != "chat":
-            self._endpoints[record.endpoint] += 1
+    def _count_faults(self, record: RequestRecord) -> None:
         for attempt in record.attempts:
             if attempt.failure is not None:
                 self._failures[attempt.failure] += 1
@@ -128,23 +146,13 @@ class Metrics(Collector):
         for attempt in record.continuations:
             if attempt.failure is not None:
                 self._failures[attempt.failure] += 1
-        if label is not None:
-            # with the upstream's status, which the client may have left before it saw the whole answer of
-            self._selections[label, record.attempts[-1].status or 0] += 1
         if record.outcome == "cut":
             self._cut += 1
-        received = record.received
-        if record.first_byte is not None:
-            self._first_byte.observe(record.first_byte - received)
-        if record.first_attempt is not None:
-            self._overhead.observe(record.first_attempt - received)
-        if record.ended is not None:
-            self._duration.observe(record.ended - received)
 
     def refreshed(self, source: str, outcome: str, seconds: float) -> None:
         """Count one refresh of the control plane."""
         self._refreshes[source, outcome] += 1
-        self._refresh_durations.setdefault(source, _Histogram(_REFRESH_BUCKETS)).observe(seconds)
+        self._refresh_durations.setdefault(source, _Histogram(_REFRESH_BUCKETS)).observe([seconds])
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

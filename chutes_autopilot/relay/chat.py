@@ -97,6 +97,8 @@ class ChatRelay:
     """Which clients the platform's edge has banned."""
     decisions: RecentDecisions[Explained] = attrs.field(factory=RecentDecisions)
     """The last requests, to be explained."""
+    log_request: Callable[[RequestRecord], object] = attrs.field(factory=lambda: events.request_finished)
+    """Writes the line of every request that is over."""
     also_finished: Callable[[RequestRecord], None] | None = None
     """Told of every request that is over."""
     endpoint: Endpoint = CHAT
@@ -265,7 +267,7 @@ class ChatRelay:
         self.metrics.active -= 1
         try:
             self.metrics.finished(record)
-            events.request_finished(record)
+            self.log_request(record)
             if self.also_finished is not None:
                 self.also_finished(record)
         except Exception:  # noqa: BLE001 - the client gets its answer all the same

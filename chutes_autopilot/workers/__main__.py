@@ -16,6 +16,7 @@ from twisted.logger import LegacyLogObserverWrapper, globalLogBeginner
 from chutes_autopilot.composition import build
 from chutes_autopilot.descriptors import enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.observe.logs import WRITTEN_WITHIN, Threshold, WholeLines, filtered, log_observer
+from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.signals import take_signals
@@ -37,7 +38,8 @@ def main(descriptor: int, ahead: Sequence[str]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for module in ahead:
         import_module(module)
-    worker = Worker(reactor, _begin_log, _build)
+    begun = _Begun()
+    worker = Worker(reactor, begun.log, begun.gateway)
     worker.channel = Channel(ToWorker, reactor, worker.received, worker.lost)
     factory: Any = Factory.forProtocol(lambda: worker.channel)
     factory.noisy = False
@@ -59,28 +61,35 @@ def _left_to_the_parent(_reason: str) -> None:
 _HANG_UP = {signal.SIGHUP: _left_to_the_parent}
 
 
-def _build(settings: Settings, endpoints: tuple[str, ...], link: ParentLink) -> Gateway:
-    raise_descriptor_limit(enough_descriptors(settings.max_connections, settings.max_inflight_requests))
-    timed: Any = reactor
-    timed.callLater(SPARED_AFTER, spare_the_collector)  # whoever waits for this worker does not wait for that
-    return build(settings, reactor, endpoints, link=link)
+class _Begun:
+    """What a worker begins with once it is told what it is: its log, then what serves."""
 
+    def __init__(self) -> None:
+        self._requests: Callable[[RequestRecord], object] | None = None
 
-def _begin_log(begin: Begin, settings: Settings) -> Callable[[Settings], None]:
-    threshold = Threshold(settings.log_level)
+    def log(self, begin: Begin, settings: Settings) -> Callable[[Settings], None]:
+        """Begin the log; the result sets its level."""
+        threshold = Threshold(settings.log_level)
+        observer: Any
+        if begin.syslog is not None:
+            from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
 
-    def level(settings: Settings) -> None:
-        threshold.set(settings.log_level)
+            syslog: Any = SyslogObserver(f"{begin.syslog}[worker {begin.number}]")
+            observer = filtered(LegacyLogObserverWrapper(syslog.emit), threshold)
+        else:
+            later = partial(reactor.callLater, WRITTEN_WITHIN)
+            observer = log_observer(WholeLines(sys.stdout), settings.log_format, threshold, later, worker=begin.number)
+            reactor.addSystemEventTrigger("after", "shutdown", observer.flush)
+            self._requests = observer.request_finished
+        globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
+        return lambda settings: threshold.set(settings.log_level)
 
-    observer: Any
-    if begin.syslog is not None:
-        from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
-
-        syslog: Any = SyslogObserver(f"{begin.syslog}[worker {begin.number}]")
-        observer = filtered(LegacyLogObserverWrapper(syslog.emit), threshold)
-    else:
-        later = partial(reactor.callLater, WRITTEN_WITHIN)
-        observer = log_observer(WholeLines(sys.stdout), settings.log_format, threshold, later, worker=begin.number)
-        reactor.addSystemEventTrigger("after", "shutdown", observer.flush)
-    globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
-    return level
+    def gateway(self, settings: Settings, endpoints: tuple[str, ...], link: ParentLink) -> Gateway:
+        """Make what serves."""
+        raise_descriptor_limit(enough_descriptors(settings.max_connections, settings.max_inflight_requests))
+        timed: Any = reactor
+        timed.callLater(SPARED_AFTER, spare_the_collector)  # whoever waits for this worker does not wait for that
+        gateway = build(settings, reactor, endpoints, link=link)
+        if self._requests is not None:
+            gateway.log_requests(self._requests)
+        return gateway

@@ -111,9 +111,9 @@ async def test_what_breaks_after_the_answer_costs_nobody_his_answer(
     status: int,
 ) -> None:
     """Counting and logging a request may fail: answers and refusals arrive as ever."""
+    monkeypatch.setattr(owner, name, breaks)
     gateway = await start_gateway()
     client = await gateway.connect()
-    monkeypatch.setattr(owner, name, breaks)
     client.post(b'{"model":"%b"}' % ALIAS.encode() if status == 200 else b"{}")
     await client.complete()
     assert read_response(client.received).status == status
