@@ -46,6 +46,8 @@ class FrontDownstream(Unshown, eq=False):
     def start(self, head: ResponseHead, own: bytes, producer: IPushProducer, keeps_body: bool = False) -> None:
         self._head = self._begun(head, own)
         self._channel.registerProducer(producer, True)
+        if self._chunked:  # a stream, as a rule, of which there may be thousands
+            self._channel.forget_head()
         if not keeps_body:
             self._channel.release()
 

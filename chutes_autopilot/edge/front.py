@@ -104,6 +104,10 @@ class FrontChannel(GatewayChannel):
         self._head, self._body = None, []
         super().linger()
 
+    def forget_head(self) -> None:
+        """Hold that of the request under way no longer: the next one is read anew."""
+        self._last_head = self._named = None
+
     def _may_continue(self, written: int) -> bool:
         return written == 0 if self._downstream is not None else super()._may_continue(written)
 

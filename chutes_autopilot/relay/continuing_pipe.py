@@ -171,7 +171,7 @@ class ContinuingPipe(Pipe):
         if held:
             self._send(held)
 
-    def _upstream_idle(self) -> None:
+    def upstream_idle(self) -> None:
         self._attempt.abort()
         if self._splice is None:
             self._broke(IDLE)

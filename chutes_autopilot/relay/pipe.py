@@ -77,9 +77,7 @@ class Pipe:
         self._guard = new_guard() if is_plain_event_stream(head.status, head.index) else None
         self._length = None if self._guard is None else _declared_length(head.index)
         self._now = clock.seconds
-        self._watch = Watch(
-            self._now, deadlines, patience, downstream.unsent, self._upstream_idle, self._client_stalled
-        )
+        self._watch = Watch(self._now, deadlines, patience, self)
         self._watch.start()
         self._end_waits = False
         self._events = 0
@@ -171,11 +169,16 @@ class Pipe:
         self._downstream.abort()
         self._ended("cut", None if guard is None else fault)
 
-    def _upstream_idle(self) -> None:
+    # what the watch asks and tells
+
+    def unsent(self) -> int:
+        return self._downstream.unsent()
+
+    def upstream_idle(self) -> None:
         self._attempt.abort()
         self._cut(IDLE)
 
-    def _client_stalled(self) -> None:
+    def client_stalled(self) -> None:
         self._attempt.abort()
         self._ended("client_gone", None)
         self._downstream.reset()

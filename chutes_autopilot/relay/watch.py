@@ -1,6 +1,7 @@
 """Time after the commit boundary: how long an upstream may be silent, and a client take nothing."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import attrs
 
@@ -18,8 +19,17 @@ class Patience:
     write_stall: float
 
 
-def _nobody_asks() -> None:
-    pass
+class Watched(Protocol):
+    """What relays, and is told when it has waited long enough."""
+
+    def unsent(self) -> int:
+        """Bytes that the client has yet to take."""
+
+    def upstream_idle(self) -> None:
+        """The upstream's time is over; called once."""
+
+    def client_stalled(self) -> None:
+        """The client's time is over; called once."""
 
 
 class Watch:
@@ -31,26 +41,26 @@ class Watch:
     client that reads slowly that may be long, but it does take something.)
 
     :param now: the clock of ``deadlines``.
-    :param unsent: bytes that the client has yet to take.
-    :param idle: called once when the upstream's time is over.
-    :param stalled: called once when the client's time is over.
     """
 
-    def __init__(
-        self,
-        now: Callable[[], float],
-        deadlines: Deadlines,
-        patience: Patience,
-        unsent: Callable[[], int],
-        idle: Callable[[], None],
-        stalled: Callable[[], None],
-    ) -> None:
+    __slots__ = (
+        "_deadlines",
+        "_left",
+        "_next_look",
+        "_now",
+        "_patience",
+        "_paused_at",
+        "_step",
+        "_taken_at",
+        "_watched",
+        "heard_at",
+    )
+
+    def __init__(self, now: Callable[[], float], deadlines: Deadlines, patience: Patience, watched: Watched) -> None:
         self._now = now
         self._deadlines = deadlines
         self._patience = patience
-        self._unsent = unsent
-        self._idle = idle
-        self._stalled = stalled
+        self._watched: Watched | None = watched
         self._step = min(patience.stream_idle, patience.write_stall) / LOOKS
         self._paused_at: float | None = None
         self._left = 0
@@ -68,7 +78,7 @@ class Watch:
         """The client's transport holds as much as it may."""
         if self._paused_at is None:
             self._paused_at = self._taken_at = self._now()
-            self._left = self._unsent()
+            self._left = 0 if self._watched is None else self._watched.unsent()
 
     def resume(self) -> None:
         """The client has taken everything."""
@@ -93,18 +103,20 @@ class Watch:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
-        self._idle = self._stalled = _nobody_asks
+        self._watched = None
 
     def _look(self) -> None:
         self._next_look = None
-        now = self._now()
+        now, watched = self._now(), self._watched
+        if watched is None:
+            return
         if self._paused_at is None:
             if now - self.heard_at >= self._patience.stream_idle:
-                self._idle()
+                watched.upstream_idle()
                 return
-        elif (left := self._unsent()) != self._left:
+        elif (left := watched.unsent()) != self._left:
             self._left, self._taken_at = left, now
         elif now - self._taken_at >= self._patience.write_stall:
-            self._stalled()
+            watched.client_stalled()
             return
         self._next_look = self._deadlines.start(self._step, self._look)

@@ -1,6 +1,5 @@
 """One connection to an upstream, carrying one request and its response at a time."""
 
-from collections.abc import Callable
 from typing import Any
 from typing import Protocol as TypingProtocol
 
@@ -53,6 +52,22 @@ class ResponseReceiver(TypingProtocol):
         """The connection was lost, or its bytes were invalid, before the response was complete."""
 
 
+class ConnectionHolder(TypingProtocol):
+    """Whoever answers for a connection: first the opening that makes it, then its pool."""
+
+    def made(self, connection: "UpstreamConnection") -> None:
+        """The transport is connected; `lost` follows sooner or later."""
+
+    def opened(self, connection: "UpstreamConnection") -> None:
+        """It is usable, after the handshake where there is one; called once."""
+
+    def idle(self, connection: "UpstreamConnection") -> None:
+        """A response ended cleanly in a way that allows another request."""
+
+    def lost(self, connection: "UpstreamConnection") -> None:
+        """The connection is gone, whoever closed it; called once."""
+
+
 @implementer(IHandshakeListener)
 class UpstreamConnection(Protocol):
     """The client side of HTTP/1.1 over one TCP or TLS transport.
@@ -61,28 +76,14 @@ class UpstreamConnection(Protocol):
     down. A paused connection is never given back to the pool: the next request on it would hang.
 
     :param secure: whether a TLS handshake comes before the connection is usable.
-    :param made: called once when the transport is connected; ``lost`` follows sooner or later.
-    :param opened: called once when the connection is usable, after the handshake where there is one.
-    :param idle: called with the connection after a clean end that allows another request.
-    :param lost: called once when the connection is gone, whoever closed it.
+    :ivar holder: told what becomes of it; may be replaced.
     """
 
     transport: Any
 
-    def __init__(
-        self,
-        *,
-        secure: bool,
-        made: Callable[["UpstreamConnection"], None],
-        opened: Callable[["UpstreamConnection"], None],
-        idle: Callable[["UpstreamConnection"], None],
-        lost: Callable[["UpstreamConnection"], None],
-    ) -> None:
+    def __init__(self, holder: ConnectionHolder, *, secure: bool) -> None:
+        self.holder = holder
         self._secure = secure
-        self._made = made
-        self._opened = opened
-        self._idle = idle
-        self._lost = lost
         self._write: Write = queue
         self._receiver: ResponseReceiver | None = None
         self._parser: ResponseParser | None = None  # made for a response that does not come in one piece
@@ -98,12 +99,12 @@ class UpstreamConnection(Protocol):
         self._write = best_write(self.transport)
         if isinstance(self.transport, Connection):
             self.transport.protocol = self  # not the endpoint's wrapper, which has had its say: one call less a read
-        self._made(self)
+        self.holder.made(self)
         if not self._secure:
-            self._opened(self)
+            self.holder.opened(self)
 
     def handshakeCompleted(self) -> None:
-        self._opened(self)
+        self.holder.opened(self)
 
     def send(self, request: bytes, receiver: ResponseReceiver) -> None:
         """Send a request, head and body; ``receiver`` hears of the response until its ``end`` or ``broken``."""
@@ -182,7 +183,7 @@ class UpstreamConnection(Protocol):
         self._receiver = None
         self._parser = None
         if reusable and not self._sending and not self._paused:
-            self._idle(self)
+            self.holder.idle(self)
         else:
             self.transport.abortConnection()
 
@@ -210,7 +211,7 @@ class UpstreamConnection(Protocol):
         receiver, self._receiver, self._parser = self._receiver, None, None
         if receiver is not None:
             receiver.broken()
-        self._lost(self)
+        self.holder.lost(self)
 
 
 @implementer(IPullProducer)

@@ -33,6 +33,8 @@ class Sends:
         self.gathering = False
         """Whether a turn is under way, which ends with `flush`."""
         self._waiting: list[Any] = []
+        self.write: Write = self.send
+        """`send`, made once for all who write so."""
 
     def send(self, transport: Any, data: bytes) -> None:
         """Write to a transport, for which nothing waits as a rule."""
@@ -104,7 +106,7 @@ def best_write(transport: Any) -> Write:
     if not isinstance(transport, Connection) or transport.TLS:
         return queue
     sends: Sends = getattr(transport.reactor, SENDS, None) or Sends()
-    return sends.send
+    return sends.write
 
 
 SENDS = "chutes_autopilot_sends"

@@ -1,7 +1,6 @@
 """One connection on its way: from waiting for room to the end of the handshake, under one deadline."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -38,6 +37,7 @@ class Opening:
         self._connected: list[UpstreamConnection] = []  # happy eyeballs may connect to two addresses
         self._connecting: Deferred[Any] | None = None
         self._deadline: IDelayedCall | None = None
+        self._factory = _Factory()
         self._settled = False
 
     def start(self) -> None:
@@ -46,10 +46,9 @@ class Opening:
 
     def dial(self) -> None:
         """There is room: look the name up and connect."""
-        factory = Factory.forProtocol(self._build)
-        factory.noisy = False
+        self._factory.opening = self
         try:
-            connecting = self._pool.endpoint_for(self.backend).connect(factory)
+            connecting = self._pool.endpoint_for(self.backend).connect(self._factory)
         except Exception as error:  # noqa: BLE001 - whatever an endpoint refuses is a connection that was not made
             self.reason = error
             self.fail()
@@ -67,20 +66,6 @@ class Opening:
             self._drop()
             self._failed()
 
-    def _build(self) -> UpstreamConnection:
-        pool, backend = self._pool, self.backend
-        return UpstreamConnection(
-            secure=backend.secure,
-            made=self._made,
-            opened=self._usable,
-            idle=partial(pool.released, backend),
-            lost=self._gone,
-        )
-
-    def _made(self, connection: UpstreamConnection) -> None:
-        self._connected.append(connection)
-        self._pool.made(connection, self)
-
     def _settle(self) -> bool:
         """Whether this is the first of usable, failed and cancelled."""
         if self._settled:
@@ -91,20 +76,27 @@ class Opening:
         self._pool.settled(self)
         return True
 
-    def _usable(self, connection: UpstreamConnection) -> None:
+    # what the connections report; of the one that is used only until it is
+
+    def made(self, connection: UpstreamConnection) -> None:
+        self._connected.append(connection)
+        self._pool.made(connection, self)
+
+    def opened(self, connection: UpstreamConnection) -> None:
         if not self._settle():
             connection.abort()
             return
         self._connected.remove(connection)
         for slower in self._connected:
             slower.abort()
-        opened = self._opened
-        # this object lives as long as its connection: it must not keep the first request alive with it
-        del self._opened, self._failed
-        self._connecting = self._deadline = None
-        opened(connection)
+        self._pool.hold(connection)
+        self._factory.opening = None
+        self._opened(connection)
 
-    def _gone(self, connection: UpstreamConnection) -> None:
+    def idle(self, connection: UpstreamConnection) -> None:
+        raise AssertionError("a connection without a request has none to end")
+
+    def lost(self, connection: UpstreamConnection) -> None:
         self._pool.lost(connection)
         if connection in self._connected:
             self._connected.remove(connection)
@@ -126,3 +118,14 @@ class Opening:
             connection.abort()
         if self._connecting is not None:
             self._connecting.cancel()
+
+
+class _Factory(Factory):
+    """Lives as long as the connections, and knows who opened them only until one is usable."""
+
+    noisy = False
+    opening: Opening | None = None
+
+    def buildProtocol(self, addr: Any) -> UpstreamConnection | None:
+        """None where the connection comes too late."""
+        return None if self.opening is None else UpstreamConnection(self.opening, secure=self.opening.backend.secure)

@@ -20,7 +20,7 @@ from chutes_autopilot.upstream.certificates import ClientTLS
 from chutes_autopilot.upstream.connection import UpstreamConnection
 from chutes_autopilot.upstream.opening import Opening
 from chutes_autopilot.upstream.prewarming import Prewarming
-from chutes_autopilot.upstream.resolver import RememberedHost
+from chutes_autopilot.upstream.resolver import NO_TIMEOUT, RememberedHost
 from chutes_autopilot.upstream.tls import TLSEndpoint
 
 ATTEMPT_DELAY = 0.1
@@ -69,9 +69,9 @@ def endpoints_for(reactor: IReactorTime, trust_root: Any) -> Callable[[Backend],
     def endpoint(backend: Backend) -> IStreamClientEndpoint:
         plain: IStreamClientEndpoint
         if isIPAddress(backend.hostname):
-            plain = TCP4ClientEndpoint(reactor, backend.hostname, backend.port)
+            plain = TCP4ClientEndpoint(reactor, backend.hostname, backend.port, NO_TIMEOUT)
         elif isIPv6Address(backend.hostname):
-            plain = TCP6ClientEndpoint(reactor, backend.hostname, backend.port)
+            plain = TCP6ClientEndpoint(reactor, backend.hostname, backend.port, NO_TIMEOUT)
         else:
             plain = RememberedHost(reactor, backend.hostname, backend.port, ATTEMPT_DELAY)
         if not backend.secure:
@@ -82,14 +82,26 @@ def endpoints_for(reactor: IReactorTime, trust_root: Any) -> Callable[[Backend],
 
 
 class _Origin:
-    """The connections to one backend."""
+    """The usable connections to one backend."""
 
-    __slots__ = ("backend", "idle", "prewarming")
+    __slots__ = ("backend", "idle_until", "pool", "prewarming")
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, pool: "ConnectionPool", backend: Backend) -> None:
+        self.pool = pool
         self.backend = backend
-        self.idle: list[tuple[UpstreamConnection, float]] = []  # and until when, the soonest first
+        self.idle_until: list[tuple[UpstreamConnection, float]] = []  # the soonest first
         self.prewarming: Prewarming | None = None
+
+    def made(self, connection: UpstreamConnection) -> None:
+        raise AssertionError("it was made before it was usable")
+
+    opened = made
+
+    def idle(self, connection: UpstreamConnection) -> None:
+        self.pool.released(self, connection)
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        self.pool.lost(connection)
 
 
 @attrs.define(eq=False)
@@ -128,10 +140,10 @@ class ConnectionPool:
         """The most recently used idle connection to ``backend``, which is then the caller's."""
         for origin in self._origins:
             if origin.backend is backend or origin.backend == backend:
-                if not origin.idle:
+                if not origin.idle_until:
                     return None
                 self.idle_count -= 1
-                return origin.idle.pop()[0]
+                return origin.idle_until.pop()[0]
         return None
 
     def connect(
@@ -164,14 +176,16 @@ class ConnectionPool:
         """
         origin = self._origin(backend)
         if backend.secure and origin.prewarming is None:
-            origin.prewarming = Prewarming(self.clock, partial(self._open_ahead, backend), lambda: len(origin.idle))
+            origin.prewarming = Prewarming(
+                self.clock, partial(self._open_ahead, backend), lambda: len(origin.idle_until)
+            )
             origin.prewarming.top_up()
 
     def close(self) -> Deferred[None]:
         """Abort every connection, also those in use and those being opened; fires when the last one is gone."""
         closed = self._closed = Deferred()
         for origin in self._origins:
-            origin.idle.clear()
+            origin.idle_until.clear()
         self.idle_count = 0
         self._stop_sweeping()
         for opening in list(self._openings):
@@ -194,12 +208,16 @@ class ConnectionPool:
         self._waiting.pop(opening, None)
         self._dial_waiting()
 
-    def released(self, backend: Backend, connection: UpstreamConnection) -> None:
+    def hold(self, connection: UpstreamConnection) -> None:
+        """A connection can carry requests: from now on the pool alone answers for it."""
+        connection.holder = self._open[connection]
+
+    def released(self, origin: _Origin, connection: UpstreamConnection) -> None:
         """A connection ended a response cleanly and can carry another request."""
         if self._closed is not None or self._waiting:
             connection.abort()
             return
-        self._open[connection].idle.append((connection, self.clock.seconds() + self.idle_timeout))
+        origin.idle_until.append((connection, self.clock.seconds() + self.idle_timeout))
         self.idle_count = idle_count = self.idle_count + 1
         if idle_count > self.max_idle:
             self._close_oldest()
@@ -209,9 +227,9 @@ class ConnectionPool:
     def lost(self, connection: UpstreamConnection) -> None:
         """A connection is gone."""
         origin = self._open.pop(connection)
-        for index, (idle, _) in enumerate(origin.idle):
+        for index, (idle, _) in enumerate(origin.idle_until):
             if idle is connection:
-                del origin.idle[index]
+                del origin.idle_until[index]
                 self.idle_count -= 1
                 if idle.silent and origin.prewarming is not None:
                     origin.prewarming.pause()
@@ -226,7 +244,7 @@ class ConnectionPool:
         for origin in self._origins:
             if origin.backend is backend or origin.backend == backend:
                 return origin
-        origin = _Origin(backend)
+        origin = _Origin(self, backend)
         self._origins.append(origin)
         return origin
 
@@ -252,7 +270,7 @@ class ConnectionPool:
     def _open_ahead(self, backend: Backend, opened: Callable[[], None], failed: Callable[[], None]) -> None:
         def keep(connection: UpstreamConnection) -> None:
             opened()
-            self.released(backend, connection)
+            connection.holder.idle(connection)
 
         if self._has_room and not self._waiting:
             self._start(Opening(self, backend, keep, failed))
@@ -260,9 +278,11 @@ class ConnectionPool:
             failed()
 
     def _close_oldest(self) -> None:
-        origin = min((origin for origin in self._origins if origin.idle), key=lambda origin: origin.idle[0][1])
+        origin = min(
+            (origin for origin in self._origins if origin.idle_until), key=lambda origin: origin.idle_until[0][1]
+        )
         self.idle_count -= 1
-        origin.idle.pop(0)[0].abort()
+        origin.idle_until.pop(0)[0].abort()
 
     def _stop_sweeping(self) -> None:
         if self._sweep is not None:
@@ -273,13 +293,13 @@ class ConnectionPool:
         self._sweep = None
         now = self.clock.seconds()
         for origin in self._origins:
-            expired = [connection for connection, until in origin.idle if until <= now]
-            del origin.idle[: len(expired)]
+            expired = [connection for connection, until in origin.idle_until if until <= now]
+            del origin.idle_until[: len(expired)]
             self.idle_count -= len(expired)
             for connection in expired:
                 connection.abort()
             if origin.prewarming is not None and not all(connection.silent for connection in expired):
                 origin.prewarming.top_up()
         if self.idle_count and self._sweep is None:
-            first = min(origin.idle[0][1] for origin in self._origins if origin.idle)
+            first = min(origin.idle_until[0][1] for origin in self._origins if origin.idle_until)
             self._sweep = self.clock.callLater(first - now, self._close_expired)

@@ -19,6 +19,9 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+NO_TIMEOUT: Any = None
+"""Of an endpoint's own, which would be a delayed call for each connection: its pool has one."""
+
 FRESH_SECONDS = 30.0
 """An answer of this age is given without asking anew."""
 
@@ -182,7 +185,7 @@ class RememberedHost:
     def __init__(self, reactor: Any, hostname: str, port: int, attempt_delay: float) -> None:
         self._resolver = RememberingResolver(reactor)
         names = _ReactorWithNames(reactor, self._resolver)
-        self._endpoint = HostnameEndpoint(names, hostname, port, attemptDelay=attempt_delay)
+        self._endpoint = HostnameEndpoint(names, hostname, port, NO_TIMEOUT, attemptDelay=attempt_delay)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; whoever gives up waiting is taken for a failure too."""

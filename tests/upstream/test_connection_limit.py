@@ -80,7 +80,7 @@ def test_an_idle_connection_makes_room(narrow: Narrow) -> None:
     narrow.connect(OTHER)
     transports = [narrow.endpoint.accept(), narrow.endpoint.accept()]
     for connection in narrow.opened:
-        narrow.pool.released(OTHER, connection)
+        connection.holder.idle(connection)
     narrow.connect(ONE)
     assert [transport.connected for transport in transports] == [False, True]
     assert (len(narrow.endpoint.pending), narrow.pool.idle_count) == (1, 1)
@@ -89,7 +89,7 @@ def test_an_idle_connection_makes_room(narrow: Narrow) -> None:
 def test_no_connection_is_kept_while_somebody_waits(narrow: Narrow) -> None:
     """It would be of use to nobody else."""
     first, _ = narrow.full()
-    narrow.pool.released(ONE, narrow.opened[0])
+    narrow.opened[0].holder.idle(narrow.opened[0])
     assert (first.connected, narrow.pool.idle_count) == (False, 0)
     assert len(narrow.endpoint.pending) == 1
 
@@ -98,7 +98,7 @@ def test_each_backend_has_its_own_stack(narrow: Narrow) -> None:
     """A connection is used again for the origin it was made to, and for no other."""
     narrow.connect(ONE)
     narrow.endpoint.accept()
-    narrow.pool.released(ONE, narrow.opened[0])
+    narrow.opened[0].holder.idle(narrow.opened[0])
     assert narrow.pool.take_idle(OTHER) is None
     assert narrow.pool.take_idle(Backend(False, "one.example", 80)) is narrow.opened[0]
     assert narrow.pool.take_idle(ONE) is None
