@@ -329,11 +329,12 @@ class Exchange(Unshown, eq=False):
 
         :param limit: which 429 it is, as far as that is known yet.
         """
-        record, relay, status = self._record, self._relay, head.status
+        record, relay, route, status = self._record, self._relay, self.route, head.status
         attempts = record.attempts
         tried = len(attempts)
         if self._deadline is not None:
-            self._stop_deadline()
+            self._deadline.cancel()
+            self._deadline = None
         model = attempts[-1].model
         record.status = status
         record.selected = model
@@ -351,7 +352,6 @@ class Exchange(Unshown, eq=False):
             own += b"%b: %b\r\n" % (EXPLAIN, relay.summary(self))
         if relay.fuse and (limit is None or limit.kind != "edge"):
             relay.fuse.answered(self.client)
-        route = self.route
         if route.plan.mode == "direct":
             return own
         if route.skipped:
@@ -467,7 +467,8 @@ class Exchange(Unshown, eq=False):
         if record.outcome is not None:
             return
         if self._deadline is not None:
-            self._stop_deadline()
+            self._deadline.cancel()
+            self._deadline = None
         record.outcome = outcome
         record.ended = relay.clock.seconds()
         if self._pipe is not None:
@@ -501,25 +502,20 @@ class Exchange(Unshown, eq=False):
         if begun is None:
             return
         health, route, record = self._relay.health, self.route, self._record
-        model = route.plan.base(record.attempts[-1].model)
-        if end == "abandoned":
-            health.abandoned(model)
-            return
+        model = record.attempts[-1].model
+        model = route.plan.bases.get(model, model)
         if now is None:
             now = self._relay.clock.seconds()
-        if end == "failed":
+        if end == "succeeded":
+            health.succeeded(model, now - begun if record.stream else None, now)
+            if route.cooling and model in route.cooling:
+                health.back(route.cooling, now)
+        elif end == "failed":
             health.failed(model, now)
-            return
-        health.succeeded(model, now - begun if record.stream else None, now)
-        if route.cooling and model in route.cooling:
-            health.back(route.cooling, now)
+        else:
+            health.abandoned(model)
 
     def _drop_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.abort()
-
-    def _stop_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None

@@ -125,7 +125,7 @@ class TimedChannel(HTTPChannel):
 
     def resume_time(self) -> None:
         """The request is answered: the next one is waited for."""
-        if self._deadline is not None and self._deadline.restart(self.limits.idle_timeout):
+        if self._deadline is not None and self._deadline.restart(self.site.limits.idle_timeout):
             self._awaited = Awaited.NEXT_REQUEST
         else:
             self._deadline = None
