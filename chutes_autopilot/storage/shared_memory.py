@@ -68,8 +68,9 @@ class SharedStickyStore:
     _now: Callable[[], float]
     _memory: mmap
     _buckets: int = field(init=False)
-    _seen: dict[bytes, tuple[int, bytes, float, StickyChoice]] = field(init=False, factory=dict)
-    """What was read or written last: where, its bytes, since when; it holds as long as the memory has those bytes."""
+    _seen: dict[bytes, tuple[int, int, bytes, float, StickyChoice]] = field(init=False, factory=dict)
+    """What was read or written last: from where to where, its bytes, since when; it holds as long as the memory has
+    those bytes."""
 
     def __attrs_post_init__(self) -> None:
         self._buckets = len(self._memory) // _BUCKET_BYTES
@@ -79,25 +80,27 @@ class SharedStickyStore:
         if self.ttl <= 0 or self.max_entries <= 0:
             return None
         seen = self._seen.get(key)
-        if seen is None or self._memory[seen[0] : seen[0] + len(seen[1])] != seen[1]:
-            seen = self._read(key)
-            if seen is None:
-                return None
-            self._note(key, seen)
-        return seen[3] if self._now() - seen[2] < self.ttl else None
+        if seen is not None:
+            start, end, slot, put_at, choice = seen
+            if self._memory[start:end] == slot:
+                return choice if self._now() - put_at < self.ttl else None
+        seen = self._read(key)
+        if seen is None:
+            return None
+        self._note(key, seen)
+        return seen[4] if self._now() - seen[3] < self.ttl else None
 
     def put(self, key: bytes, choice: StickyChoice) -> None:
-        """Remember a choice and start its time to live anew."""
+        """Remember a choice and start its time to live anew.
+
+        One that `get` has just given is not written again and again: what another process has put in its place since
+        may stay there.
+        """
+        now, seen = self._now(), self._seen.get(key)
+        if seen is not None and seen[4] is choice and now - seen[3] < self.ttl / REFRESHES:
+            return  # nearly every time
         if self.ttl <= 0 or self.max_entries <= 0:
             return
-        now, seen = self._now(), self._seen.get(key)
-        if (
-            seen is not None
-            and (seen[3] is choice or seen[3] == choice)
-            and now - seen[2] < self.ttl / REFRESHES
-            and self._memory[seen[0] : seen[0] + len(seen[1])] == seen[1]
-        ):
-            return  # nearly every time
         name = choice.model.encode("utf-8", "surrogatepass")
         if len(name) > MAX_MODEL_BYTES:
             return
@@ -109,9 +112,9 @@ class SharedStickyStore:
         if at < 0:
             at = min(range(0, _BUCKET_BYTES, SLOT_BYTES), key=lambda at: _RECORD.unpack_from(bucket, at + _AT)[0])
         self._memory[start + at : start + at + len(slot)] = slot
-        self._note(key, (start + at, slot, now, choice))
+        self._note(key, (start + at, start + at + len(slot), slot, now, choice))
 
-    def _read(self, key: bytes) -> tuple[int, bytes, float, StickyChoice] | None:
+    def _read(self, key: bytes) -> tuple[int, int, bytes, float, StickyChoice] | None:
         start = self._bucket(key)
         bucket = self._memory[start : start + _BUCKET_BYTES]
         at = _found(bucket, key)
@@ -124,9 +127,10 @@ class SharedStickyStore:
         if crc32(whole) != int.from_bytes(checksum, "little"):
             return None
         model = whole[_RECORD.size :].decode("utf-8", "surrogatepass")
-        return start + at, key + checksum + whole, put_at, StickyChoice(model, from_failover, failed_at)
+        slot = key + checksum + whole
+        return start + at, start + at + len(slot), slot, put_at, StickyChoice(model, from_failover, failed_at)
 
-    def _note(self, key: bytes, seen: tuple[int, bytes, float, StickyChoice]) -> None:
+    def _note(self, key: bytes, seen: tuple[int, int, bytes, float, StickyChoice]) -> None:
         if len(self._seen) >= self.max_entries:
             self._seen.clear()
         self._seen[key] = seen

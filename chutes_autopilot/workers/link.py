@@ -59,6 +59,9 @@ TOLD_WHOLE = MAX_DECISIONS
 """Of how many of them all workers together tell all, for more are not kept; of others only where the first attempt
 failed."""
 
+AT_ONCE = 64
+"""Requests that are counted together."""
+
 EXPLAINED = 20
 """Of how many of them it is told why they went where they went: so many as anybody can read."""
 
@@ -182,8 +185,9 @@ class ParentLink:
         if not finished:
             self.reactor.callLater(FINISHED_SECONDS, self._tell_finished)
         finished.append(record)
-        if len(finished) > self._told_whole:
-            counting.take(finished.popleft())
+        if len(finished) >= self._told_whole + AT_ONCE:
+            for _ in range(AT_ONCE):
+                counting.take(finished.popleft())
 
     def decision_elsewhere(self, request_id: str, owner: bytes) -> Deferred[bytes | None]:
         """What another worker knows of a request."""
@@ -270,8 +274,10 @@ class ParentLink:
         self.channel.send(Reply(number, value))
 
     def _tell_finished(self) -> None:
-        finished, self._finished = [*self._finished], deque()
         counting, self._counting = self._counting, Counting()
+        while len(self._finished) > self._told_whole:
+            counting.take(self._finished.popleft())
+        finished, self._finished = [*self._finished], deque()
         over = {id(record) for record in finished[-EXPLAINED:]}
         kept = [] if self.relay is None else self.relay.decisions.newest(self.relay.decisions.limit)
         decisions = [each.decision() for each in kept if id(each.record) in over]
