@@ -38,14 +38,7 @@ class Sends:
 
     def send(self, transport: Any, data: bytes) -> None:
         """Write to a transport, for which nothing waits as a rule."""
-        if (
-            transport.dataBuffer
-            or transport._tempDataBuffer
-            or not transport.connected
-            or transport.disconnecting
-            or transport._writeDisconnecting
-            or transport._writeDisconnected
-        ):
+        if transport.dataBuffer or transport._tempDataBuffer:
             transport.write(data)
         elif self.gathering:
             transport._tempDataBuffer.append(data)
@@ -54,7 +47,9 @@ class Sends:
             waiting.append(transport)
             if len(waiting) >= TOGETHER:
                 self.flush()
-        else:
+        elif transport.disconnecting or transport._writeDisconnecting or transport._writeDisconnected:
+            transport.write(data)
+        elif transport.connected:
             _send(transport, data)
 
     def flush(self) -> None:
@@ -65,22 +60,17 @@ class Sends:
         self._waiting = []
         for transport in waiting:
             buffered = transport._tempDataBuffer
-            if not buffered:
-                continue  # the reactor has sent it
-            if (
-                transport.dataBuffer
-                or not transport.connected
-                or transport.disconnecting
-                or transport._writeDisconnecting
-                or transport._writeDisconnected
-            ):
+            if transport.dataBuffer or not buffered:
+                continue  # the reactor writes it, or has done so
+            if transport.disconnecting or transport._writeDisconnecting:
                 if transport.connected:
-                    transport.startWriting()
+                    transport.startWriting()  # closes when all is written
                 continue
             data = buffered[0] if len(buffered) == 1 else b"".join(buffered)
             buffered.clear()
             transport._tempDataLen = 0
-            _send(transport, data)
+            if transport.connected and not transport._writeDisconnected:
+                _send(transport, data)
 
 
 def _send(transport: Any, data: bytes) -> None:
