@@ -18,7 +18,16 @@ from chutes_autopilot.web.request_head import read_header_lines, read_request_li
 from chutes_autopilot.wire import body as chat_body
 from chutes_autopilot.wire.body import read_chat_body
 from chutes_autopilot.wire.headers import header_lines, upstream_request_headers
-from chutes_autopilot.wire.http1 import Body, End, Event, Invalid, ResponseHead, ResponseParser
+from chutes_autopilot.wire.http1 import (
+    Body,
+    End,
+    Event,
+    Invalid,
+    ResponseHead,
+    ResponseParser,
+    shape_of,
+    whole_response,
+)
 from chutes_autopilot.wire.ordinary import READ_HEADERS, read_ordinary_head
 from chutes_autopilot.wire.sse import WINDOW_BYTES, StreamGuard
 
@@ -95,6 +104,37 @@ def _events(pieces: list[bytes]) -> list[Event]:
             case _:
                 joined.append(event)
     return joined
+
+
+def whole_answer(data: bytes) -> None:
+    """What is taken in one go is what the parser finds, and a shape made from one answer reads no other one wrongly.
+
+    The first byte says where the bytes are cut into two answers.
+    """
+    one, other = data[1 : 1 + data[0]] if data else b"", data[1 + data[0] :] if data else b""
+    first = whole_response(one)
+    for answer in (one, other):
+        found = whole_response(answer)
+        if found is None:
+            continue
+        head, body, end = _events([answer])
+        assert (head, body, end) == (found[0], Body(found[1]), End(reusable=False))
+        assert isinstance(head, ResponseHead)
+        assert _values(found[0], False) == _values(head, False)
+    shape = None if first is None else shape_of(first[0])
+    for answer in (one, other):
+        shaped, found = None if shape is None else shape.whole(answer), whole_response(answer)
+        if shaped is not None:
+            assert found is not None
+            assert (shaped, shaped[0].block) == (found, found[0].block)
+            assert _values(shaped[0], True) == _values(found[0], True)
+
+
+def _values(head: ResponseHead, of_shape: bool) -> dict[bytes, bytes]:
+    """What a gateway reads of a head, as far as it is to be the same however the head was found."""
+    unlike = {b"date", b"x-request-id"} if of_shape else set()
+    read = {b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"connection", *unlike}
+    return {name: value.strip().lower() for name, value in head.index.items() if name in read - unlike}
 
 
 def stream_guard(data: bytes) -> None:
@@ -245,6 +285,23 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                     b"ab\n",
                     *_HEADERS,
                 ),
+            ),
+        ),
+        "whole_answer": Target(
+            whole_answer,
+            (
+                b"\x4f",
+                b"HTTP/1.1 200 OK\r\n",
+                b"HTTP/1.1 200 \r\n",
+                b"HTTP/1.1 404 N\r\n",
+                b"Content-Length: 1\r\n\r\nx",
+                b"content-length: 01\r\n\r\nx",
+                b"Content-Length: 2\r\n\r\nx",
+                b"Date: 1\r\n",
+                b"Date: 2\r\n",
+                b"X-Any: y \r\n",
+                b"Content-Type: text/event-stream\r\n",
+                *_HEADERS,
             ),
         ),
         "stream_guard": Target(
