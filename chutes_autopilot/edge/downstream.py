@@ -115,7 +115,7 @@ class FrontDownstream(Unshown, eq=False):
         ):
             fields = header_lines(downstream_response_headers(head.headers))
         if b"date" not in index:
-            own += b"Date: %b\r\n" % datetimeToString()
+            own += self._channel.site.date.line()
         if self._channel.site.connections.draining:
             own += b"Connection: close\r\n"
             self._channel.persistent = False

@@ -1,9 +1,11 @@
 """How twisted.web is bent to a gateway: strict and bounded channels, no access log, no HTML, no invented headers."""
 
 from collections.abc import Callable
+from time import time
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
@@ -19,6 +21,22 @@ __all__ = ["CUT_SECONDS", "ClientLimits", "GatewayChannel", "GatewayRequest", "G
 
 def _anybody(_request: GatewayRequest) -> None:
     """Where nobody has to be admitted."""
+
+
+class DateLine:
+    """The Date header of answers (RFC 9110 section 6.6.1), made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._line = b""
+
+    def line(self) -> bytes:
+        """As it is now, with its line end."""
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._line = b"Date: %b\r\n" % datetimeToString(second)
+        return self._line
 
 
 class GatewaySite(Site):
@@ -46,6 +64,7 @@ class GatewaySite(Site):
         self.refused = refused
         self.connections = connections
         self.deadlines = deadlines
+        self.date = DateLine()
         self.admit: Callable[[GatewayRequest], object] = _anybody
         """Raises the ApiError that a request gets before it is told that its body is too large."""
 
