@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
@@ -339,6 +340,31 @@ def test_what_was_sent_before_a_connection_is_closed_still_goes_out(world: World
     line.peer.close()
     if line.transport.connected:
         line.transport.connectionLost(Failure(CONNECTION_DONE))
+
+
+def test_a_producer_that_fails_costs_its_own_connection_alone(world: World, line: Line, logged_errors: Any) -> None:
+    """What others sent in the same turn goes out, and the one is closed."""
+    other = Line(world.reactor, Connected())
+
+    class Producer:
+        def pauseProducing(self) -> None:
+            raise ZeroDivisionError
+
+        def stopProducing(self) -> None:
+            pass
+
+    def answer() -> None:
+        best_write(line.transport)(line.transport, b"z" * (8 << 20))
+        best_write(other.transport)(other.transport, b"kept")
+
+    line.transport.registerProducer(Producer(), True)
+    line.protocol.then = answer
+    line.peer.send(b"x")
+    line.turns()
+    assert other.peer.recv(9) == b"kept"
+    assert line.turns(2) == [ConnectionAborted]
+    assert len(logged_errors.flush(ZeroDivisionError)) == 1
+    other.peer.close()
 
 
 def test_a_connection_that_is_lost_in_the_turn_takes_its_bytes_along(world: World, line: Line) -> None:

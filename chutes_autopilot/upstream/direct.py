@@ -7,6 +7,9 @@ takes the kernel longer than sending does; while it is awake, the next ones find
 from typing import Any, Protocol
 
 from twisted.internet.tcp import Connection
+from twisted.logger import Logger
+
+_log = Logger()
 
 TOGETHER = 32
 """Sends that wait for one another at most, so that none waits long."""
@@ -59,18 +62,26 @@ class Sends:
             return
         self._waiting = []
         for transport in waiting:
-            buffered = transport._tempDataBuffer
-            if transport.dataBuffer or not buffered:
-                continue  # the reactor writes it, or has done so
-            if transport.disconnecting or transport._writeDisconnecting:
-                if transport.connected:
-                    transport.startWriting()  # closes when all is written
-                continue
-            data = buffered[0] if len(buffered) == 1 else b"".join(buffered)
-            buffered.clear()
-            transport._tempDataLen = 0
-            if transport.connected and not transport._writeDisconnected:
-                _send(transport, data)
+            try:
+                _flush(transport)
+            except Exception:  # noqa: BLE001 - it costs this transport alone, as in a turn
+                _log.failure("sending to a connection")
+                transport.abortConnection()
+
+
+def _flush(transport: Any) -> None:
+    buffered = transport._tempDataBuffer
+    if transport.dataBuffer or not buffered:
+        return  # the reactor writes it, or has done so
+    if transport.disconnecting or (transport._writeDisconnecting and not transport._writeDisconnected):
+        if transport.connected:
+            transport.startWriting()  # closes when all is written
+        return
+    data = buffered[0] if len(buffered) == 1 else b"".join(buffered)
+    buffered.clear()
+    transport._tempDataLen = 0
+    if transport.connected and not transport._writeDisconnected:
+        _send(transport, data)
 
 
 def _send(transport: Any, data: bytes) -> None:

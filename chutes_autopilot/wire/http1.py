@@ -426,7 +426,8 @@ def _line_of_shape(name: bytes, value: bytes) -> bytes:
 
 def shape_of(head: ResponseHead) -> HeadShape | None:
     """The shape of a head that `whole_response` found; None where its answer is not the usual one."""
-    return HeadShape(head) if head.status == 200 else None
+    plain = head.status == 200 and all(value == value.strip() for value in head.index.values())
+    return HeadShape(head) if plain else None
 
 
 def _plain_head(data: bytes) -> tuple[ResponseHead, int | None, int] | None:
