@@ -130,9 +130,7 @@ class ChatRelay:
             or None when the answer was relayed, cut or abandoned.
         :param open_upstream: makes this request's attempts, where they are not the usual ones.
         """
-        self.metrics.active += 1
-        rules = self.rules
-        record = RequestRecord(call.request_id, self.clock.seconds(), len(call.body), endpoint=self.endpoint.name)
+        record, rules = self._begin(call.request_id, len(call.body)), self.rules
         if open_upstream is None:
             open_upstream = self.open_upstream
         try:
@@ -216,13 +214,6 @@ class ChatRelay:
         if exchange.key is None:
             return
         plan, previous = exchange.route.plan, exchange.previous
-        if (
-            previous is not None
-            and not (failures or exchange.route.cooling or previous.from_failover)
-            and previous.model == plan.bases.get(model, model)
-        ):
-            self.sticky.put(exchange.key, previous)  # nearly every time, and what `after_success` would say
-            return
         by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
         if exchange.route.cooling:
             preferred, base = plan.base(plan.preferred[0]), plan.base(model)
