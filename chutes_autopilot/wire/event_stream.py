@@ -7,6 +7,8 @@ like. The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 from collections.abc import Iterable
 
 _BOM = b"\xef\xbb\xbf"
+_LF, _CR = b"\n\r"
+"""As numbers: to look for bytes with ``in`` raises an error inside first, and takes many times as long."""
 _DATA = b"data:"
 _BEFORE_VALUE = len(_BOM) + len(_DATA) + 1
 
@@ -46,10 +48,10 @@ class EventParser:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that these bytes complete, lines joined with LF; raises EventTooLarge."""
-        if b"\n" in data or b"\r" in data or self._held_cr:
+        if _LF in data or _CR in data or self._held_cr:
             text = b"".join((*self._open, b"\r" if self._held_cr else b"", data))
             self._held_cr = text.endswith(b"\r")
-            if b"\r" in text:
+            if _CR in text:
                 text = text.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
             *lines, data = text.split(b"\n")
             self._open.clear()
