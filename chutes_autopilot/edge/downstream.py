@@ -4,7 +4,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IPushProducer
-from twisted.web.http import NO_BODY_CODES, datetimeToString
+from twisted.web.http import NO_BODY_CODES, OK, datetimeToString
 from zope.interface import implementer
 
 from chutes_autopilot.errors import ApiError
@@ -60,7 +60,9 @@ class FrontDownstream(Unshown, eq=False):
 
     def write(self, data: bytes, framed: bytes = b"") -> None:
         self.written += len(data)
-        head, self._head = self._head, b""
+        head = self._head
+        if head:
+            self._head = b""
         if not data:
             self._transport.write(head)  # queued: body bytes of the same read still join it
         elif not self._chunked:
@@ -109,11 +111,13 @@ class FrontDownstream(Unshown, eq=False):
     def _begun(self, head: ResponseHead, own: bytes) -> bytes:
         """The head of the answer, which has begun with it."""
         self.written = 1
-        status, index, fields = head.status, head.index, head.block
-        if not index.keys() <= PASSING and (
-            not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower()
-        ):
-            fields = header_lines(downstream_response_headers(head.headers))
+        status, index, fields = head.status, head.index, head.passing
+        if fields is None:
+            fields = head.block
+            if not index.keys() <= PASSING and (
+                not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower()
+            ):
+                fields = header_lines(downstream_response_headers(head.headers))
         if b"date" not in index:
             own += self._channel.site.date.line()
         if self._channel.site.connections.draining:
@@ -122,4 +126,6 @@ class FrontDownstream(Unshown, eq=False):
         if b"content-length" not in index and status not in NO_BODY_CODES:
             self._chunked = True
             own += b"Transfer-Encoding: chunked\r\n"
+        if status == OK and head.reason == b"OK":
+            return b"".join((b"HTTP/1.1 200 OK\r\n", fields, own, b"\r\n"))  # by far quicker than to format it
         return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, head.reason, fields, own)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import attrs
 
-from chutes_autopilot.wire.headers import Header, header_lines
+from chutes_autopilot.wire.headers import Header, downstream_response_headers, header_lines
 
 MAX_HEAD_BYTES = 65536
 MAX_HEADERS = 256
@@ -62,9 +62,10 @@ class ResponseHead:
     :param block: the same as lines, each with its line end.
     :param index: lower-case name to last value, at least of the fields that a gateway looks at; of a 200 the values may
         be in lower case too, and those of Date and X-Request-Id of another answer.
+    :param passing: those lines that reach the client, where that is known already.
     """
 
-    __slots__ = ("_block", "_headers", "index", "reason", "status")
+    __slots__ = ("_block", "_headers", "index", "passing", "reason", "status")
 
     def __init__(
         self,
@@ -73,9 +74,11 @@ class ResponseHead:
         headers: tuple[Header, ...] | None = None,
         block: bytes | None = None,
         index: Mapping[bytes, bytes] | None = None,
+        passing: bytes | None = None,
     ) -> None:
         self.status = status
         self.reason = reason
+        self.passing = passing
         self._headers = headers
         self._block = block
         self.index = {name.lower(): value for name, value in self.headers} if index is None else index
@@ -391,12 +394,32 @@ class HeadShape:
     each answer, and say the same but for times, counts and ids. Whatever differs in anything else is read from scratch.
     """
 
-    __slots__ = ("_fields_at", "_index", "_match", "_reason")
+    __slots__ = ("_digits", "_fields_at", "_index", "_match", "_passing", "_reason")
 
     def __init__(self, head: ResponseHead) -> None:
         start = b"HTTP/1.1 200 %b\r\n" % head.reason
-        lines = b"".join(_line_of_shape(name, value) for name, value in head.headers)
-        self._match = re.compile(b"%b%b\r\n" % (re.escape(start), lines)).match
+        lines: list[bytes] = []
+        passing = iter(downstream_response_headers(head.headers))
+        next_to_pass = next(passing, None)
+        groups, open_group = 0, False
+        self._passing: list[int] = []  # the groups of lines that reach the client
+        for field in head.headers:
+            passes = field == next_to_pass
+            if passes:
+                next_to_pass = next(passing, None)
+            if passes and not open_group:
+                groups += 1
+                self._passing.append(groups)
+                lines.append(b"(")
+            elif open_group and not passes:
+                lines.append(b")")
+            open_group = passes
+            if field[0].lower() == b"content-length":
+                groups += 1
+                self._digits = groups
+            lines.append(_line_of_shape(*field))
+        lines.append(b")\r\n" if open_group else b"\r\n")
+        self._match = re.compile(re.escape(start) + b"".join(lines)).match
         self._fields_at = len(start)
         self._index = dict(head.index)
         self._reason = head.reason
@@ -406,13 +429,16 @@ class HeadShape:
         found = self._match(data)
         if found is None:
             return None
-        digits, start = found[1], found.end()
+        digits, start = found[self._digits], found.end()
         length = int(digits)
         if not length or len(data) - start != length or start > MAX_HEAD_BYTES:
             return None
         index = self._index.copy()
         index[b"content-length"] = digits
-        return ResponseHead(200, self._reason, None, data[self._fields_at : start - 2], index), data[start:]
+        runs = self._passing
+        passing = found[runs[0]] if len(runs) == 1 else b"".join(map(found.group, runs))
+        block = data[self._fields_at : start - 2]
+        return ResponseHead(200, self._reason, None, block, index, passing), data[start:]
 
 
 def _line_of_shape(name: bytes, value: bytes) -> bytes:

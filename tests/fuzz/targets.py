@@ -17,7 +17,7 @@ from chutes_autopilot.policy.request_needs import read_need
 from chutes_autopilot.web.request_head import read_header_lines, read_request_line
 from chutes_autopilot.wire import body as chat_body
 from chutes_autopilot.wire.body import read_chat_body
-from chutes_autopilot.wire.headers import header_lines, upstream_request_headers
+from chutes_autopilot.wire.headers import downstream_response_headers, header_lines, upstream_request_headers
 from chutes_autopilot.wire.http1 import (
     Body,
     End,
@@ -127,6 +127,8 @@ def whole_answer(data: bytes) -> None:
         if shaped is not None:
             assert found is not None
             assert (shaped, shaped[0].block) == (found, found[0].block)
+            passing = ResponseHead(200, b"", None, shaped[0].passing).headers
+            assert passing == tuple(downstream_response_headers(found[0].headers))
             assert _values(shaped[0], True) == _values(found[0], True)
 
 
