@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -272,7 +273,7 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
             timeouts=Timeouts(
                 header=settings.upstream_header_timeout,
                 first_byte=settings.upstream_first_body_byte_timeout,
-                nonstream_header=settings.upstream_nonstream_header_timeout,
+                nonstream_header=_unless_late(settings.upstream_nonstream_header_timeout, settings.request_deadline),
             ),
             request_deadline=settings.request_deadline,
             patience=Patience(settings.stream_idle_timeout, settings.client_write_stall_timeout),
@@ -291,6 +292,11 @@ def _routing_rules(settings: Settings, client_key_secret: bytes) -> RoutingRules
         spread=settings.autopilot_spread,
         profile=settings.autopilot_profile,
     )
+
+
+def _unless_late(timeout: float, request_deadline: float) -> float:
+    """A deadline of an attempt, or none where that of its request, which began before it, passes first."""
+    return timeout if timeout < request_deadline else inf
 
 
 def _resilience(settings: Settings) -> Resilience | None:

@@ -55,7 +55,10 @@ _MESSAGES = {
 
 @attrs.frozen
 class Timeouts:
-    """The configured deadlines of one attempt, in seconds."""
+    """The configured deadlines of one attempt, in seconds.
+
+    :param nonstream_header: inf: none.
+    """
 
     header: float
     first_byte: float

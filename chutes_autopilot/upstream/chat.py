@@ -1,6 +1,7 @@
 """One attempt: a chat request sent to one model, under its deadlines, until its response ends or breaks."""
 
 from collections.abc import Callable
+from math import inf
 
 from zope.interface import implementer
 
@@ -41,7 +42,7 @@ class ChatAttempt(Unshown, eq=False):
     The phase under way has a deadline: "connect" until the handshake is done (kept by the
     pool), "header" from the last request byte until the complete head, "first_byte" from the head where
     `expect_body` asked for it. While a large request is being sent, every slice the socket takes starts the
-    header deadline anew.
+    header deadline anew; one of inf is none.
 
     A reused connection that breaks within STALE_SECONDS of the request, without having given a byte, was closed by
     the upstream while it was idle: the request is then sent once more, on a new connection. That is not another
@@ -105,7 +106,8 @@ class ChatAttempt(Unshown, eq=False):
         self.observer.failed(ConnectFailed(self._repeated))
 
     def _send(self, connection: UpstreamConnection) -> None:
-        self._cancel_connecting = None
+        if self._cancel_connecting is not None:
+            self._cancel_connecting = None
         self._connection = connection
         request, backend, body = self._request, self._backend, self._request.body
         target = backend.prefix + request.target
@@ -132,7 +134,7 @@ class ChatAttempt(Unshown, eq=False):
     # what the connection reports
 
     def wrote(self) -> None:
-        if not self._head_seen:
+        if not self._head_seen and self._header_timeout != inf:
             now = None
             if self._deadline is None:
                 now = self._sent_at

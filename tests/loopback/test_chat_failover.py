@@ -94,11 +94,14 @@ async def test_a_refused_connection_is_a_connect_error(scripted: ScriptedUpstrea
     assert response.header("x-chutes-autopilot-attempts") == "3"
 
 
-async def test_the_request_deadline_ends_all_attempts(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
-    """REQUEST_DEADLINE_MS counts until the commit, over all attempts."""
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_the_request_deadline_ends_all_attempts(
+    scripted: ScriptedUpstream, start_gateway: StartGateway, stream: bool
+) -> None:
+    """REQUEST_DEADLINE_MS counts until the commit, over all attempts; a head that may take longer changes nothing."""
     gateway = await start_gateway(REQUEST_DEADLINE_MS="60")
     scripted.scripts["a/A"] = silent
-    response = await gateway.chat(STREAM)
+    response = await gateway.chat({**STREAM, "stream": stream})
     assert (response.status, response.error["code"]) == (504, "deadline_exceeded")
     assert len(scripted.requests) == 1
 

@@ -1,6 +1,7 @@
 """One sealed request on the wire: connected, sent once, its answer told as it comes."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 from attrs import frozen
@@ -56,7 +57,7 @@ class Invocation:
     """Sends and reads. The header deadline begins with the last byte sent and lasts until `in_time` ends it.
 
     :param fields: what `invoke_fields` made.
-    :param header_timeout: seconds; of few different values, for deadlines has a queue for each.
+    :param header_timeout: seconds, inf: none; of few different values, for deadlines has a queue for each.
     """
 
     def __init__(
@@ -163,7 +164,8 @@ class Invocation:
         if not self._head_seen and self._observer is not None:
             self.in_time()
             self.sent_at = self._deadlines.now()
-            self._deadline = self._deadlines.start(self._header_timeout, lambda: self._late("header"))
+            if self._header_timeout != inf:
+                self._deadline = self._deadlines.start(self._header_timeout, lambda: self._late("header"))
 
     def head(self, head: ResponseHead) -> None:
         self._head_seen = True
