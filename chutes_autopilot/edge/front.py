@@ -158,7 +158,8 @@ class FrontChannel(GatewayChannel):
         :param ahead: what came behind the request already.
         """
         self._handlingRequest = True  # twisted.web's own word for it: back-pressure then does not stop our reading
-        self.pause_time()
+        if self._awaited is not Awaited.NEXT_REQUEST:
+            self.pause_time()  # else its time may as well go on: nothing comes of it while a request is answered
         if ahead:
             self.keep_ahead(ahead)
         client, site = self._client if head is self._named else self._client_of(head), self.site

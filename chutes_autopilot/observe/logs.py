@@ -167,11 +167,12 @@ class ProcessLog:
         """
         waiting = self._waiting
         waiting.append((time() if at is None else at, record))
-        if len(waiting) == 1:
-            if self._later is not None:
-                self._later(self.flush)
-            else:
-                self.flush()
+        if len(waiting) > 1:
+            return  # as most do under load
+        if self._later is not None:
+            self._later(self.flush)
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Write the lines that wait."""
@@ -207,18 +208,16 @@ class RequestLines:
         self._common: dict[tuple[object, ...], str] = {}
 
     def line(self, time: str, record: RequestRecord) -> str:
-        """The line of a record: `str` of it, where nothing can break the line or steer a terminal."""
+        """The line of a record: `str` of it, where nothing can break the line or steer a terminal.
+
+        (A request's id cannot: wire.headers.acceptable_request_id.)
+        """
         begun, first_byte, ended, attempts = record.first_attempt, record.first_byte, record.ended, record.attempts
         request_id, received = record.request_id, record.received
         if begun is None or first_byte is None or ended is None or len(attempts) != 1 or record.continuations:
             return f"{time}{self._start}{_escaped(str(record))}"
         only = attempts[0]
-        if (
-            only.failure is not None
-            or only.waited is not None
-            or not received <= begun <= first_byte <= ended
-            or not request_id.isprintable()
-        ):
+        if only.failure is not None or only.waited is not None or not received <= begun <= first_byte <= ended:
             return f"{time}{self._start}{_escaped(str(record))}"
         kind = (
             record.selected,

@@ -67,14 +67,15 @@ class _Histogram:
 class Metrics(Collector):
     """Counts finished requests and refreshes, and reads the control plane's gauges when scraped.
 
-    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request ends.
+    :param model_label: gives the catalog name a sent model stands for, or "other"; asked when a request is
+        counted.
     """
 
     def __init__(self, model_label: Callable[[str], str]) -> None:
         self._model_label = model_label
         self.active = 0
         """Requests whose answer has not ended."""
-        self._uncounted: list[tuple[RequestRecord, str | None]] = []
+        self._uncounted: list[RequestRecord] = []
         self._requests: Counter[int] = Counter()
         self._selections: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
@@ -112,18 +113,18 @@ class Metrics(Collector):
 
     def finished(self, record: RequestRecord) -> None:
         """Count one request whose answer has ended, at the latest when somebody asks."""
-        selected, uncounted = record.selected, self._uncounted
-        uncounted.append((record, None if selected is None else self._model_label(selected)))
+        uncounted = self._uncounted
+        uncounted.append(record)
         if len(uncounted) >= AT_ONCE:
             self._count()
 
     def _count(self) -> None:
-        uncounted, self._uncounted = self._uncounted, []
-        records = [record for record, _ in uncounted]
+        records, self._uncounted = self._uncounted, []
+        labels = {model: self._model_label(model) for model in {r.selected for r in records} if model is not None}
         self._requests.update([record.status for record in records])
         # with the upstream's status, which the client may have left before it saw the whole answer of
         self._selections.update(
-            [(label, record.attempts[-1].status or 0) for record, label in uncounted if label is not None]
+            [(labels[r.selected], r.attempts[-1].status or 0) for r in records if r.selected is not None]
         )
         self._first_byte.observe([r.first_byte - r.received for r in records if r.first_byte is not None])
         self._overhead.observe([r.first_attempt - r.received for r in records if r.first_attempt is not None])

@@ -44,6 +44,8 @@ class Cooldown:
     """One model's state."""
 
     rules: CooldownRules
+    troubled: bool = attrs.field(default=False, init=False)
+    """Whether there is anything that `succeeded` would forget."""
     _failed_at: list[float] = attrs.field(factory=list, init=False)
     _times: int = attrs.field(default=0, init=False)
     _until: float = attrs.field(default=0.0, init=False)
@@ -74,6 +76,7 @@ class Cooldown:
         """An attempt failed through the model's fault; whether it cools down from now on."""
         if not self.rules.failures or (self._times and now < self._until):
             return False
+        self.troubled = True
         if not self._times:
             self._failed_at = [*(at for at in self._failed_at if now - at <= self.rules.window), now]
             if len(self._failed_at) < self.rules.failures:
@@ -97,10 +100,12 @@ class Cooldown:
         if (until, times) != (self._until, self._times):
             self._failed_at.clear()
             self._probe_began = None
+            self.troubled = True
             self._until, self._times = until, times
 
     def succeeded(self) -> None:
         """An attempt was answered: all is forgotten."""
+        self.troubled = False
         self._failed_at.clear()
         self._times = 0
         self._probe_began = None

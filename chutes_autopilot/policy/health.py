@@ -110,14 +110,15 @@ class FleetHealth:
     probed: Callable[[str, bool], object] | None = None
     """Told of a probe that begins (True), or ends without telling anything (False)."""
     _models: OrderedDict[str, ModelHealth] = attrs.field(factory=OrderedDict, init=False)
-    _cooling: set[str] = attrs.field(factory=set, init=False)
+    cooling_down: set[str] = attrs.field(factory=set, init=False)
+    """Models that failed too often and have not answered since; `cooling` says which are left alone now."""
 
     def started(self, model: str, now: float) -> bool:
         """An attempt begins; whether it is the one that finds out if a model works again.
 
         Every started attempt ends with exactly one of `succeeded`, `failed` and `abandoned`.
         """
-        if model not in self._cooling or not self._of(model).cooldown.started(now):
+        if model not in self.cooling_down or not self._of(model).cooldown.started(now):
             return False
         if self.probed is not None:
             self.probed(model, True)
@@ -128,11 +129,17 @@ class FleetHealth:
 
         :param first_token: seconds from the start of the attempt to its first token; None where it did not stream.
         """
-        health = self._of(model)
+        models = self._models
+        health = models.get(model)
+        if health is None:
+            health = self._of(model)
+        else:
+            models.move_to_end(model)
         health.successes += 1
-        health.cooldown.succeeded()
-        if model in self._cooling:
-            self._cooling.discard(model)
+        if health.cooldown.troubled:
+            health.cooldown.succeeded()
+        if model in self.cooling_down:
+            self.cooling_down.discard(model)
             if self.told is not None:
                 self.told(model, health.cooldown)
         if first_token is not None:
@@ -144,14 +151,14 @@ class FleetHealth:
         health.failures += 1
         cools = health.cooldown.failed(now)
         if cools:
-            self._cooling.add(model)
+            self.cooling_down.add(model)
             if self.told is not None:
                 self.told(model, health.cooldown)
         return cools
 
     def abandoned(self, model: str) -> None:
         """An attempt ended without telling anything of the model, for the client left or asked for the impossible."""
-        if model in self._cooling and self._of(model).cooldown.abandoned() and self.probed is not None:
+        if model in self.cooling_down and self._of(model).cooldown.abandoned() and self.probed is not None:
             self.probed(model, False)
 
     def outrun(self, model: str, seconds: float, now: float) -> None:
@@ -175,7 +182,7 @@ class FleetHealth:
 
     def back(self, models: Iterable[str], now: float) -> None:
         """All of some models cooled down and yet one answered: the platform had failed, so all get their probe."""
-        for name in self._cooling.intersection(models):
+        for name in self.cooling_down.intersection(models):
             self._models[name].cooldown.end_wait(now)
             if self.told is not None:
                 self.told(name, self._models[name].cooldown)
@@ -183,17 +190,17 @@ class FleetHealth:
     def heard(self, model: str, until: float, times: int, now: float) -> None:
         """Another replica found a model failing, or (0 times) working again; `told` is not told."""
         if not times:
-            if model in self._cooling:
+            if model in self.cooling_down:
                 self._models[model].cooldown.succeeded()
-                self._cooling.discard(model)
-        elif self.rules.failures and (until > now or model in self._cooling):
+                self.cooling_down.discard(model)
+        elif self.rules.failures and (until > now or model in self.cooling_down):
             # a clock that is wrong elsewhere must not take a model away here for long
             self._of(model).cooldown.heard(min(until, now + self.rules.longest), times)
-            self._cooling.add(model)
+            self.cooling_down.add(model)
 
     def heard_probe(self, model: str, began: bool, now: float) -> None:
         """Elsewhere one request finds out whether a model works again, or has ended without telling."""
-        if model in self._cooling:
+        if model in self.cooling_down:
             cooldown = self._models[model].cooldown
             if began:
                 cooldown.started(now)
@@ -213,13 +220,13 @@ class FleetHealth:
 
     def cooling(self, now: float) -> frozenset[str]:
         """All models that should be left alone now."""
-        if not self._cooling:
+        if not self.cooling_down:
             return _NONE
-        return frozenset(name for name in self._cooling if self.is_cooling(name, now))
+        return frozenset(name for name in self.cooling_down if self.is_cooling(name, now))
 
     def filter(self, candidates: Sequence[str], now: float) -> Available:
         """Leave out the models that cool down, unless none would be left."""
-        if not self._cooling:
+        if not self.cooling_down:
             return Available(tuple(candidates), ())
         cooling = tuple(name for name in candidates if self.is_cooling(name, now))
         if not cooling or len(cooling) == len(candidates):
@@ -228,11 +235,11 @@ class FleetHealth:
 
     def is_cooling(self, model: str, now: float) -> bool:
         """Whether a model should be left alone now, if there is another."""
-        return model in self._cooling and self._models[model].cooldown.open_at(now)
+        return model in self.cooling_down and self._models[model].cooldown.open_at(now)
 
     def left(self, models: Iterable[str], now: float) -> float:
         """Seconds until the first of some models may be tried again; 0 where one may be, or there is none."""
-        return min((self._models[m].cooldown.left(now) if m in self._cooling else 0.0 for m in models), default=0.0)
+        return min((self._models[m].cooldown.left(now) if m in self.cooling_down else 0.0 for m in models), default=0.0)
 
     def by_first_token(self, models: Iterable[str], now: float) -> tuple[str, ...]:
         """The models with the fastest first tokens first, then the unmeasured ones in their order."""
@@ -282,7 +289,7 @@ class FleetHealth:
             return health
         if len(self._models) >= self.max_models:
             forgotten, _ = self._models.popitem(last=False)
-            self._cooling.discard(forgotten)
+            self.cooling_down.discard(forgotten)
         health = self._models[model] = ModelHealth(Cooldown(self.rules))
         return health
 

@@ -82,11 +82,15 @@ class Offers:
 
         It lets a plan be kept for many requests, although no two are of one length.
         """
-        tokens = need.tokens(BYTES_PER_TOKEN)
-        if tokens <= self._least_context and need.max_tokens <= self._least_output and not need.requires:
+        answer = need.max_tokens
+        if (
+            not need.requires  # so it has no media either
+            and answer <= self._least_output
+            and need.text_bytes // BYTES_PER_TOKEN + answer <= self._least_context
+        ):
             return None  # nearly every time
-        too_short = bisect_left(self._contexts, tokens)
-        too_brief = bisect_left(self._outputs, need.max_tokens)
+        too_short = bisect_left(self._contexts, need.tokens(BYTES_PER_TOKEN))
+        too_brief = bisect_left(self._outputs, answer)
         surely_too_short = bisect_left(self._contexts, need.tokens(SURE_BYTES_PER_TOKEN))
         return need.requires, too_short, surely_too_short, too_brief
 

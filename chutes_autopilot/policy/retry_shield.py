@@ -49,17 +49,15 @@ class BanFuse:
 
     rules: BanRules = attrs.field(factory=BanRules)
     max_clients: int = 10_000
-    _bans: OrderedDict[bytes, _Ban] = attrs.field(factory=OrderedDict, init=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self._bans)
+    bans: OrderedDict[bytes, _Ban] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    """By client; empty nearly always, which whoever asks may see for itself."""
 
     def admit(self, client: bytes, now: float) -> float:
         """Whether a client may call: 0, or the seconds after which it may be asked again.
 
         After the time of a ban the first call is let through and the others wait for its answer.
         """
-        if not self._bans or (ban := self._bans.get(client)) is None:
+        if not self.bans or (ban := self.bans.get(client)) is None:
             return 0.0
         if now >= max(ban.until, ban.held_until):
             ban.held_until = now + self.rules.hold
@@ -73,23 +71,23 @@ class BanFuse:
 
         :param retry_after: what the page says.
         """
-        ban = self._bans.get(client)
+        ban = self.bans.get(client)
         if ban is None or now - ban.until > self.rules.longest:
-            ban = self._bans[client] = _Ban()
+            ban = self.bans[client] = _Ban()
         if now >= ban.until:
             wait = min(self.rules.longest, max(self.rules.first * 2.0 ** min(ban.times, 30), retry_after or 0.0))
             ban.until = now + wait
             ban.times += 1
         ban.held_until = 0.0
-        self._bans.move_to_end(client)
-        while len(self._bans) > self.max_clients:
-            self._bans.popitem(last=False)
+        self.bans.move_to_end(client)
+        while len(self.bans) > self.max_clients:
+            self.bans.popitem(last=False)
         return ban.until - now
 
     def answered(self, client: bytes) -> None:
         """A call got another answer, whatever it said: there is no ban."""
-        if self._bans:
-            self._bans.pop(client, None)
+        if self.bans:
+            self.bans.pop(client, None)
 
 
 def wait_when_exhausted(cooling: float, until_feed: float, client: bytes) -> float:

@@ -94,8 +94,6 @@ def after_success(previous: StickyChoice | None, plan: Plan, model: str, failure
     :param failures: base name -> time of its retryable failure within this request.
     """
     base = plan.base(model)
-    if not failures and previous is not None and previous.model == base and not previous.from_failover:
-        return previous  # nearly every time
     preferred = plan.base(plan.preferred[0])
     if base == preferred:
         return StickyChoice(base)

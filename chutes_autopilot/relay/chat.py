@@ -44,6 +44,7 @@ from chutes_autopilot.wire.headers import header_lines
 from chutes_autopilot.wire.http1 import ResponseHead
 
 _NO_NEED = Need()
+_NONE_COOL: frozenset[str] = frozenset()
 
 MAX_ROUTES = 256
 """How many answers to "what is tried for this" are kept until the snapshot changes."""
@@ -138,7 +139,7 @@ class ChatRelay:
                 raise _overloaded()
             body = read_chat_body(call.body)
             record.stream = body.stream
-            if rules.ban_fuse and self.fuse:
+            if rules.ban_fuse and self.fuse.bans:
                 banned = self.fuse.admit(self.owner(call.client), record.received)
                 if banned:
                     raise ban_refusal(banned)
@@ -213,12 +214,20 @@ class ChatRelay:
         """
         if exchange.key is None:
             return
-        plan, previous = exchange.route.plan, exchange.previous
+        route, previous = exchange.route, exchange.previous
+        plan = route.plan
+        if (
+            previous is not None
+            and previous.model == plan.bases.get(model, model)
+            and not (failures or route.cooling or previous.from_failover)
+        ):
+            self.sticky.put(exchange.key, previous)  # nearly every time
+            return
         by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
-        if exchange.route.cooling:
+        if route.cooling:
             preferred, base = plan.base(plan.preferred[0]), plan.base(model)
             kept = previous is not None and previous.model == base and not previous.from_failover
-            if preferred in exchange.route.cooling and preferred != base and not kept:
+            if preferred in route.cooling and preferred != base and not kept:
                 # left out for its failures is as good as failed: the client comes back to it
                 by_base = {preferred: self.clock.seconds(), **by_base}
         self.sticky.put(exchange.key, after_success(previous, plan, model, by_base))
@@ -329,7 +338,10 @@ class ChatRelay:
             self._routes_of = (snapshot, rules)
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
         previous: StickyChoice | None = self.sticky.get(key)
-        sticky = None if previous is None else sticky_model(previous, record.received, rules.failback)
+        sticky = None
+        if previous is not None:
+            given_by = previous.from_failover
+            sticky = sticky_model(previous, record.received, rules.failback) if given_by else previous.model
         model, offers = body.model, snapshot.offers
         # what has a route has been checked; whatever is no string cannot have one
         route, kind, need = None, None, _NO_NEED
@@ -337,7 +349,9 @@ class ChatRelay:
             if model not in offers.by_model:
                 need = read_need(body.members, len(call.body), body.flat)
             # nothing but numbers and names: equal for all requests that are routed alike
-            kind = model, sticky, body.stream, offers.key(need), self.health.cooling(record.received)
+            health = self.health
+            cooling = health.cooling(record.received) if health.cooling_down else _NONE_COOL
+            kind = model, sticky, body.stream, offers.key(need), cooling
             route = self._routes.get(kind)
         if route is None:
             spread_by = key if rules.spread == "rendezvous" else None

@@ -102,6 +102,8 @@ class Route:
     lasting: bool = True
     why: Callable[[], Reasons] | None = None
     resilient: Resilient | None = None
+    lines: dict[str, bytes] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    """By model that answered a first attempt: the header lines of our own, as far as all such answers have them."""
 
 
 class _Rules(Protocol):
@@ -153,8 +155,8 @@ class Surroundings(Protocol):
 
 NONE_FAILED: Mapping[str, float] = MappingProxyType({})
 
-_OWN = ATTEMPTS + b": %d\r\n" + REQUEST_ID + b": %b\r\n"
-_SELECTED = SELECTED + b": %b\r\n%b"
+_OWN = ATTEMPTS + b": %d\r\n" + REQUEST_ID + b": "
+_SELECTED = SELECTED + b": %b\r\n"
 
 
 @implementer(IAttemptObserver)
@@ -210,7 +212,9 @@ class Exchange(Unshown, eq=False):
         self._record.first_attempt = now = relay.clock.seconds()
         self._deadline = relay.deadlines.start(relay.rules.limits.request_deadline, self._out_of_time, now)
         try:
-            self._begin(self.route.first, now)
+            self._begun = now
+            self._attempt = attempt = self._open(self.route.first, self, now)
+            attempt.start()
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
 
@@ -304,19 +308,16 @@ class Exchange(Unshown, eq=False):
                 self._refuse(error)
 
     def _try(self, command: Try) -> None:
-        self._begin(command, self._relay.clock.seconds())
-
-    def _begin(self, command: Try, now: float) -> None:
         self._head = None
-        self._begun = now
+        self._begun = now = self._relay.clock.seconds()
         self._attempt = attempt = self._open(command, self, now)
         attempt.start()
 
     def _open(self, command: Try, observer: IAttemptObserver, now: float) -> IUpstreamAttempt:
         """An attempt, not yet started, and its record."""
         model, plan = command.model, self.route.plan
-        attempt = AttemptRecord(model)
-        if self._relay.health.started(plan.base(model), now):
+        attempt, health = AttemptRecord(model), self._relay.health
+        if health.cooling_down and health.started(plan.base(model), now):
             attempt.probe = True
         self._record.attempts.append(attempt)
         call, body = self._call, self._body
@@ -345,18 +346,23 @@ class Exchange(Unshown, eq=False):
         if 200 <= status < 300:
             relay.succeeded(self, model, NONE_FAILED if tried == 1 else self._failures(model))
         self._committed = True
-        own = _OWN % (tried, record.request_id.encode())
+        own = route.lines.get(model) if tried == 1 else None
+        if own is None:
+            own = _OWN % tried
+            if route.plan.mode != "direct":
+                own = _SELECTED % model.encode() + own
+            if tried == 1:
+                route.lines[model] = own
+        own += record.request_id.encode() + b"\r\n"
         if limit is not None or (status >= INTERNAL and self._gave_up(status)):
             own += relay.shield(self, head, limit)
         if self._call.client.explain:
             own += b"%b: %b\r\n" % (EXPLAIN, relay.summary(self))
-        if relay.fuse and (limit is None or limit.kind != "edge"):
+        if relay.fuse.bans and (limit is None or limit.kind != "edge"):
             relay.fuse.answered(self.client)
-        if route.plan.mode == "direct":
-            return own
-        if route.skipped:
+        if route.skipped and route.plan.mode != "direct":
             own += b"%b: %b\r\n" % (SKIPPED, route.skipped)
-        return _SELECTED % (model.encode(), own)
+        return own
 
     def _gave_up(self, status: int) -> bool:
         """Whether this status of a server's error is what remains after every candidate."""
@@ -471,18 +477,21 @@ class Exchange(Unshown, eq=False):
             self._deadline = None
         record.outcome = outcome
         record.ended = relay.clock.seconds()
-        if self._pipe is not None:
-            self._pipe.stop()
-            record.bytes_out = self._pipe.bytes_relayed
-            self._measure(self._pipe)
+        pipe = self._pipe
+        if pipe is not None:
+            pipe.stop()
+            record.bytes_out = pipe.bytes_relayed
+            self._measure(pipe)
             if self._head is not None and self._head.status == RATE_LIMITED:
-                limit = read_rate_limit(self._head.index, self._pipe.beginning(), time())
+                limit = read_rate_limit(self._head.index, pipe.beginning(), time())
                 relay.rate_limited(self, limit, record.attempts[-1])
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.
         if self._attempt is not None:
             self._attempt.observer = None
-        self._attempt = self._pipe = None
+        self._attempt = None
+        if pipe is not None:
+            self._pipe = None
         relay.finished(record)
         self._ended(record, error)
 

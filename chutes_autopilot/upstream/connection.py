@@ -161,7 +161,11 @@ class UpstreamConnection(Protocol):
                     self._shapes_left -= 1
                     self._shape = shape_of(whole[0])
             if whole is not None:
-                self._release(True)
+                if self._sending or self._paused:
+                    self._release(False)
+                else:  # what `_release` would do, without its call
+                    self._receiver = None
+                    self.holder.idle(self)
                 receiver.answer(whole[0], whole[1])
                 return
             parser = self._parser = ResponseParser()

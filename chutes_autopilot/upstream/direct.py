@@ -63,7 +63,18 @@ class Sends:
         self._waiting = []
         for transport in waiting:
             try:
-                _flush(transport)
+                buffered = transport._tempDataBuffer
+                if len(buffered) != 1 or transport.dataBuffer or not transport.connected or transport.disconnecting:
+                    _flush(transport)
+                    continue
+                data = buffered.pop()  # nearly always; what follows is `_send`, without its call
+                transport._tempDataLen = 0
+                try:
+                    sent = transport.socket.send(data)
+                except OSError:
+                    sent = 0
+                if sent < len(data):
+                    transport.write(data[sent:])
             except Exception:  # noqa: BLE001 - it costs this transport alone, as in a turn
                 _log.failure("sending to a connection")
                 transport.abortConnection()

@@ -286,7 +286,7 @@ def test_other_429s_pass_at_once(body: bytes, headers: Any, kind: str) -> None:
     assert bench.downstream.head is not None
     assert (bench.models, bench.downstream.head.headers, bench.downstream.body) == (["a/A"], headers, body)
     assert bench.metrics.rate_limits == {kind: 1}
-    assert bool(bench.relay.fuse) == (kind == "edge")
+    assert bool(bench.relay.fuse.bans) == (kind == "edge")
 
 
 def test_a_client_that_leaves_ends_a_wait() -> None:
