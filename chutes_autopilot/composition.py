@@ -245,7 +245,11 @@ def build(
         for each in relays:
             each.log_request = write
 
-    service.apply, service.log_requests = apply, log_requests
+    def overdue() -> None:
+        for each in relays:
+            each.stopping = True
+
+    service.apply, service.log_requests, service.overdue = apply, log_requests, overdue
 
     Closing(deadlines.stop).setServiceParent(service)
     Closing(pool.close).setServiceParent(service)

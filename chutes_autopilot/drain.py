@@ -29,7 +29,8 @@ class DrainingService(MultiService):
     2. Connections without a request stay open for IDLE_SECONDS, so that a request that is already on its way gets
        its answer and a load balancer may ask /readyz once more; then they are closed. So are those whose answer had
        begun before: nobody has been told that it is the last.
-    3. Answers in flight end by themselves, `grace` seconds after the first step at the latest.
+    3. Answers in flight end by themselves, `grace` seconds after the first step at the latest. Then `overdue` says so
+       to whoever carries out the requests that are left.
     4. The parts stop in reverse order. The upstream connections close with them, which cuts the answers left the
        way a dying upstream would.
 
@@ -38,11 +39,13 @@ class DrainingService(MultiService):
     :param connections: the clients'.
     :ivar listening: the part that closes first.
     :ivar grace: seconds.
+    :ivar overdue: is called when nothing may take longer, before what is left is cut.
     :ivar at_last: is awaited when the last client is gone, where something is still to be sent away.
     """
 
     _log = Logger("chutes_autopilot.drain")
     listening: ListeningService
+    overdue: Callable[[], None] | None = None
     at_last: Callable[[], Awaitable[None]] | None = None
 
     def __init__(self, connections: ClientConnections, grace: float, clock: IReactorTime) -> None:
@@ -76,6 +79,8 @@ class DrainingService(MultiService):
             await self._until_gone(self.grace - idle)
         if len(connections):
             self._log.warn("{count} client connections are cut: their time is over", count=len(connections))
+        if self.overdue is not None:
+            self.overdue()
         await DeferredList([closed, super().stopService()])
         await self._until_gone(FLUSH_SECONDS)
         connections.abort()

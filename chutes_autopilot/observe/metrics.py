@@ -196,7 +196,7 @@ class Metrics(Collector):
             {(reason,): seconds for reason, seconds in self._wait_seconds.items()},
         )
         yield CounterMetricFamily(
-            "chutes_autopilot_streams_cut", "Answers that the upstream broke off after they had begun.", self._cut
+            "chutes_autopilot_streams_cut", "Answers that broke off after they had begun.", self._cut
         )
         yield _histogram(
             "time_to_first_byte_seconds",

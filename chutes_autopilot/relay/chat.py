@@ -108,6 +108,8 @@ class ChatRelay:
     """Gives numbers from 0 to below 1, for waits that are not to be alike."""
     hedges: HedgeBudget = attrs.field(factory=HedgeBudget)
     """How many streams may have a second attempt."""
+    stopping: bool = False
+    """Whether the gateway stops and cuts what has taken too long: it is not the models that fail then."""
     recall: Recall | None = None
     """Asks other replicas what they know of a client; None where there are none."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)

@@ -32,6 +32,7 @@ class Continuations:
     :param header_timeout: seconds the head of each attempt may take.
     :param went_on: called with the model that goes on, and with when each model of this stream failed.
     :param counted: called once with what became of it: prefill, restart, failed, or impossible.
+    :param stopping: whether the gateway cuts all streams, so that none goes on.
     """
 
     call: ChatCall
@@ -46,11 +47,14 @@ class Continuations:
     open_upstream: "OpenUpstream"
     went_on: Callable[[str, Mapping[str, float]], None]
     counted: Callable[[str], None]
+    stopping: Callable[[], bool]
     _begun: float | None = attrs.field(default=None, init=False)
 
     @property
     def attempts_left(self) -> int:
         """How many further attempts the request may make."""
+        if self.stopping():
+            return 0
         return self.max_attempts - len(self.record.attempts) - len(self.record.continuations)
 
     def candidates(self) -> tuple[str, ...]:

@@ -64,6 +64,9 @@ OpenUpstream = Callable[[str, UpstreamRequest, float, IAttemptObserver], IUpstre
 """Makes an attempt, not yet started: the model, the request, seconds its head may take, who hears of it."""
 
 
+GRACE_OVER = "shutdown_grace_over"
+"""Why an answer was cut, in the record; a client of a stream is told what it is told of every stream that is cut."""
+
 NO_CONTENT, INTERNAL, UNAVAILABLE = 204, 500, 503
 
 
@@ -130,6 +133,8 @@ class Surroundings(Protocol):
     def fuse(self) -> BanFuse: ...
     @property
     def endpoint(self) -> Endpoint: ...
+    @property
+    def stopping(self) -> bool: ...
 
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
@@ -247,7 +252,8 @@ class Exchange(Unshown, eq=False):
         self._happened(Ended())
 
     def failed(self, failure: ConnectFailed | Lost | DeadlinePassed | Refused) -> None:
-        self._happened(failure)
+        if not self._cut_short():
+            self._happened(failure)
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
         status = head.status
@@ -285,6 +291,20 @@ class Exchange(Unshown, eq=False):
                 self._carry_out(command)
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
+
+    def _cut_short(self) -> bool:
+        """Whether an attempt fails because the gateway stops; then its request is over, and nobody else is tried."""
+        if self._relay.stopping:
+            self._judged("abandoned")
+            self._drop_attempt()
+            self._refuse(
+                ApiError(
+                    "draining",
+                    "This gateway stops, and has waited for an answer as long as it may; try again.",
+                    headers=((b"Retry-After", b"1"),),
+                )
+            )
+        return self._relay.stopping
 
     def _attempt_failed(self, failure: str, end: Literal["failed", "abandoned"]) -> None:
         self._judged(end)
@@ -414,6 +434,7 @@ class Exchange(Unshown, eq=False):
             self.open_upstream,
             partial(relay.succeeded, self),
             relay.continued,
+            lambda: relay.stopping,
         )
 
     def _relay_whole(self, data: bytes) -> None:
@@ -429,7 +450,7 @@ class Exchange(Unshown, eq=False):
         self._finish("complete", None)
 
     def _relayed(self, outcome: Outcome, fault: str | None) -> None:
-        self._record.error = fault
+        self._record.error = GRACE_OVER if outcome == "cut" and self._relay.stopping else fault
         if outcome == "client_gone":
             self._record.status = CLIENT_GONE_STATUS
         self._finish(outcome, None)
@@ -448,7 +469,7 @@ class Exchange(Unshown, eq=False):
         error.headers += ((ATTEMPTS, b"%d" % len(self._record.attempts)),)
         if self.route.skipped:
             error.headers += ((SKIPPED, self.route.skipped),)
-        if self.route.plan.mode != "direct" and error.status > INTERNAL:
+        if self.route.plan.mode != "direct" and error.status > INTERNAL and not self._relay.stopping:
             error.headers = without_wait(error.headers) + no_retry_headers(self._relay.wait(self))
         self._record.status = error.status
         self._record.error = error.code

@@ -97,6 +97,8 @@ class ResilientExchange(Exchange, kw_only=True):
             self.answer(head, data)
 
     def judge_failed(self, judge: Judge, failure: ConnectFailed | Lost | DeadlinePassed | Refused) -> None:
+        if self._cut_short():
+            return
         if not self._raced(judge, judge.answered, failure):
             self.failed(failure)
 

@@ -50,8 +50,8 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> list[Metrics]:
 @pytest.mark.parametrize(
     ("script", "outcome", "status", "cut"),
     [
-        (silent, "refused", 502, 0),
-        (respond(CHUNKED), "refused", 502, 0),
+        (silent, "refused", 503, 0),
+        (respond(CHUNKED), "refused", 503, 0),
         (respond(CHUNKED + chunk(b"one")), "cut", 200, 1),
         (respond(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none"), "cut", 200, 1),
         (respond(b"HTTP/1.1 500 Broken\r\nContent-Length: 9\r\n\r\none"), "cut", 500, 1),
@@ -70,8 +70,8 @@ async def test_what_the_stop_cuts_is_recorded_once(
     cut: int,
     reused: bool,
 ) -> None:
-    """One log line and one count, whatever the answer's phase; nothing is active any more, no other model is asked,
-    and the client sees an error or a cut."""
+    """One log line and one count, whatever the answer's phase; nothing is active any more, no other model is asked, no
+    model is said to have failed, and the client sees an error or a cut."""
     gateway = await start_gateway(SHUTDOWN_GRACE_MS="1")
     before = 0
     if reused:
@@ -84,18 +84,22 @@ async def test_what_the_stop_cuts_is_recorded_once(
     await gateway.get("/healthz")
     await gateway.service.stopService()
     await client.closed
-    assert [(r.outcome, r.status) for r in recorded[before:]] == [(outcome, status)]
+    why = "shutdown_grace_over" if cut else "draining"
+    assert [(r.outcome, r.status, r.error) for r in recorded[before:]] == [(outcome, status, why)]
     counted = dict(line.rsplit(" ", 1) for line in metrics[0].exposition().decode().splitlines() if line[0] != "#")
     requests = [float(counted[name]) for name in counted if name.startswith("chutes_autopilot_requests_total{")]
     assert sum(requests) == before + 1
     assert float(counted["chutes_autopilot_requests_active"]) == 0
     assert float(counted["chutes_autopilot_streams_cut_total"]) == cut
+    assert not [name for name in counted if name.startswith("chutes_autopilot_failover_reason_total{")]
     assert len(scripted.requests) == before + 1
     if cut:
         assert client.received.startswith(b"HTTP/1.1 %d " % status)
         assert not is_complete(client.received)
     else:
-        assert read_response(client.received).error["code"].startswith("upstream_")
+        response = read_response(client.received)
+        assert (response.error["code"], response.header("retry-after")) == ("draining", "1")
+        assert response.header("x-should-retry") is None
 
 
 async def test_an_answer_that_had_begun_is_not_yet_the_last(

@@ -51,6 +51,7 @@ class Case:
         self.asked: list[dict[str, Any]] = []
         self.went_on: list[tuple[str, Mapping[str, float]]] = []
         self.counted: list[str] = []
+        self.stopping = False
         self.record = RequestRecord("r", 0.0, attempts=[AttemptRecord("a", 200)], selected="a")
         continuable = read_continuable(BODY)
         assert continuable is not None
@@ -67,6 +68,7 @@ class Case:
             self._open,
             lambda model, failed: self.went_on.append((model, failed)),
             self.counted.append,
+            lambda: self.stopping,
         )
         deadlines, patience = Deadlines(self.clock), Patience(8, 16)
         self.pipe = ContinuingPipe(
@@ -269,6 +271,15 @@ def test_the_budget_of_attempts_holds() -> None:
     assert (case.models, case.counted) == ([], ["impossible"])
     assert case.was_cut(event("one") + b"data: {")
     assert case.record.attempts[0].detail is None
+
+
+def test_nobody_is_asked_when_the_gateway_stops() -> None:
+    """A stream that the stop cuts is cut."""
+    case = Case()
+    case.stopping = True
+    case.pipe.failed(Lost())
+    assert (case.asked, case.counted) == ([], ["impossible"])
+    assert case.health.figures("a", 0.0) is None
 
 
 def test_models_that_cool_down_are_asked_last() -> None:
