@@ -10,6 +10,7 @@ And what is sent meanwhile goes out at the end of the turn (upstream.direct).
 
 from collections.abc import Callable
 from errno import EINTR, EWOULDBLOCK
+from os import read
 from typing import Any
 
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -69,7 +70,7 @@ def _turn_of(reactor: Any, sends: Sends) -> Callable[[float | None], None]:
                         do_read_or_write(selectable, descriptor, event)
                         continue
                     try:
-                        data = selectable.socket.recv(read_bytes)
+                        data = read(descriptor, read_bytes)
                     except OSError as error:
                         if error.errno != EWOULDBLOCK:
                             flush()
