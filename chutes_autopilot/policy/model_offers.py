@@ -84,7 +84,7 @@ class Offers:
         """
         answer = need.max_tokens
         if (
-            not need.requires  # so it has no media either
+            not (need.requires or need.media)
             and answer <= self._least_output
             and need.text_bytes // BYTES_PER_TOKEN + answer <= self._least_context
         ):

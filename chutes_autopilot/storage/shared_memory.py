@@ -25,8 +25,8 @@ BUCKET_SLOTS = 8
 _BUCKET_BYTES = SLOT_BYTES * BUCKET_SLOTS
 
 _RECORD = struct.Struct("<dd?H")
-"""Of a slot, behind the key and the checksum of all the rest: when it was put, when the preferred model failed, whether
-it is a failover's, the length of the model's name that follows."""
+"""Of a slot, behind the key and the checksum of key and record: when it was put, when the preferred model failed,
+whether it is a failover's, the length of the model's name that follows."""
 _AT = KEY_BYTES + 4
 REFRESHES = 16
 """An unchanged choice is written again after this part of its time to live: it may end that much early."""
@@ -105,7 +105,8 @@ class SharedStickyStore:
         if len(name) > MAX_MODEL_BYTES:
             return
         record = _RECORD.pack(now, choice.preferred_failed_at, choice.from_failover, len(name)) + name
-        slot = key + crc32(record).to_bytes(4, "little") + record
+        # of the key too: two processes that write there may leave the key of one with the record of the other
+        slot = key + crc32(record, crc32(key)).to_bytes(4, "little") + record
         start = self._bucket(key)
         bucket = self._memory[start : start + _BUCKET_BYTES]
         at = _found(bucket, key)
@@ -124,7 +125,7 @@ class SharedStickyStore:
         put_at, failed_at, from_failover, length = _RECORD.unpack_from(record)
         whole = record[: _RECORD.size + length]
         checksum = bucket[at + KEY_BYTES : at + _AT]
-        if crc32(whole) != int.from_bytes(checksum, "little"):
+        if crc32(whole, crc32(key)) != int.from_bytes(checksum, "little"):
             return None
         model = whole[_RECORD.size :].decode("utf-8", "surrogatepass")
         slot = key + checksum + whole
