@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle
 from typing import Generic, TypeVar
 
 READ_BYTES = 262144
@@ -167,7 +167,7 @@ class Measured(Generic[Reading]):
 
 
 def run_load(
-    address: tuple[str, int],
+    addresses: Sequence[tuple[str, int]],
     requests: Sequence[bytes],
     probe: Callable[[], Reading],
     *,
@@ -180,6 +180,7 @@ def run_load(
 ) -> Measured[Reading]:
     """Send every request on a connection of its own, again and again, and measure after the warm-up.
 
+    :param addresses: the connections take them in turn.
     :param probe: called when the measuring begins and when it ends.
     :param once: send each request once only; the run then lasts until all answers have ended.
     :param spread: seconds over which the connections begin, so that paced streams do not tick together.
@@ -189,7 +190,8 @@ def run_load(
     :raises LoadError: for anything but complete answers.
     """
     with select.epoll() as epoll:
-        run = _Run(epoll, [Connection(address, request) for request in requests], once, reconnect, events)
+        connections = [Connection(*each) for each in zip(cycle(addresses), requests, strict=False)]
+        run = _Run(epoll, connections, once, reconnect, events)
         try:
             return run.measure(probe, warmup, seconds, spread)
         finally:

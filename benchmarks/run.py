@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from ssl import create_default_context
@@ -21,7 +21,7 @@ from scenarios import SCENARIOS, Bench, Numbers, Scenario
 from targets import ROOT, Target, Upstream, find_targets, first_model
 
 TARGETS = "autopilot,nginx,vllm-router,haproxy,direct"
-FURTHER_TARGETS = "workers"
+FURTHER_TARGETS = "workers,pair"
 HERE = Path(__file__).resolve().parent
 
 
@@ -97,9 +97,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds of load before it, default 1")
     parser.add_argument(
         "--targets",
-        type=names([*known, FURTHER_TARGETS]),
+        type=names([*known, *FURTHER_TARGETS.split(",")]),
         default=known,
-        help=f"default: {TARGETS}, those that are here; there is also {FURTHER_TARGETS}",
+        help=f"default: {TARGETS}, those that are here; there are also {FURTHER_TARGETS}",
     )
     parser.add_argument("--upstream", choices=["stub", "simulator"], default="stub")
     parser.add_argument(
@@ -141,11 +141,11 @@ def _measure(
 ) -> Numbers:
     """One scenario against one target, which is started for it and ended after it."""
 
-    def bench(child: Child | None, started: float, port: int) -> Bench:
+    def bench(children: Sequence[Child], started: float, ports: Sequence[int]) -> Bench:
         return Bench(
-            target=child,
+            target=children,
             started=started,
-            address=("127.0.0.1", port),
+            addresses=[("127.0.0.1", port) for port in ports],
             upstream=("127.0.0.1", upstream.port),
             model=target.model or upstream.model,
             upstream_model=upstream.model,
@@ -156,16 +156,21 @@ def _measure(
         )
 
     if target.command is None:
-        return scenario.measure(bench(None, 0.0, upstream.port))
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=directory) as own:
-        command = target.command(port, upstream, Path(own))
-        with Child(command.words, core, Path(own) / "output.log", command.environ) as child:
-            started = child.wait_for_200(port, target.health)
+        return scenario.measure(bench((), 0.0, (upstream.port,)))
+    with ExitStack() as stack:
+        children, ports, started = [], [], 0.0
+        for _ in range(target.instances):
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=directory)))
+            port = free_port()
+            command = target.command(port, upstream, own)
+            child = stack.enter_context(Child(command.words, core, own / "output.log", command.environ))
+            started = max(started, child.wait_for_200(port, target.health))
             child.wait_for_200(port, target.ready)
             for text in target.said:
                 child.wait_for_line(text)
-            return scenario.measure(bench(child, started, port))
+            children.append(child)
+            ports.append(port)
+        return scenario.measure(bench(children, started, ports))
 
 
 def _raise_descriptor_limit() -> None:

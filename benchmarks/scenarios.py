@@ -1,7 +1,7 @@
 """What is measured: each scenario puts one kind of load on one target and returns its numbers."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -30,7 +30,7 @@ BUSY = "core busy %"
 class Bench:
     """A target that is up, and how long to measure it.
 
-    :param target: its process; None: the load goes to the upstream itself.
+    :param target: its process, or the processes of several side by side; empty: the load goes to the upstream itself.
     :param started: seconds from its start to its first 200.
     :param model: what to ask the target for, ``upstream_model``: what to ask the upstream for.
     :param processes: that share the load, which is so many times as much: how many requests a turn of an event loop
@@ -38,9 +38,9 @@ class Bench:
     :param end_mark: whether the upstream ends streams as the stub does, so that events can be checked by number.
     """
 
-    target: Child | None
+    target: Sequence[Child]
     started: float
-    address: tuple[str, int]
+    addresses: Sequence[tuple[str, int]]
     upstream: tuple[str, int]
     model: str
     upstream_model: str
@@ -51,12 +51,12 @@ class Bench:
 
     def cpu(self) -> float:
         """CPU seconds of the target so far."""
-        return self.target.cpu_seconds() if self.target else 0.0
+        return sum(child.cpu_seconds() for child in self.target)
 
     def process(self) -> Child:
-        """The target's process, where there must be one."""
-        assert self.target is not None
-        return self.target
+        """The target's process, where there must be one alone."""
+        (child,) = self.target
+        return child
 
 
 Numbers = Mapping[str, float]
@@ -94,7 +94,7 @@ def _requests(bench: Bench, *, size: int, reconnect: bool = False) -> Numbers:
     connections = KEEP_ALIVE_CONNECTIONS * bench.processes
     requests = [chat_request(bench.model, "plain", size=size, client=number) for number in range(connections)]
     measured = run_load(
-        bench.address, requests, bench.cpu, warmup=bench.warmup, seconds=bench.seconds, reconnect=reconnect
+        bench.addresses, requests, bench.cpu, warmup=bench.warmup, seconds=bench.seconds, reconnect=reconnect
     )
     numbers = _numbers(bench, measured, CPU_REQUEST, REQUESTS, measured.answers)
     return {**numbers, "p99 ms": percentile(measured.latencies, 0.99) * 1000}
@@ -105,7 +105,7 @@ def _paced(bench: Bench) -> Numbers:
     behaviour = f"paced {events} {1_000_000 // EVENTS_A_SECOND}"
     requests = [chat_request(bench.model, behaviour, events=events, client=number) for number in range(PACED_STREAMS)]
     measured = run_load(
-        bench.address,
+        bench.addresses,
         requests,
         bench.cpu,
         warmup=bench.warmup,
@@ -125,7 +125,7 @@ def _burst(bench: Bench) -> Numbers:
         for number in range(BURST_STREAMS)
     ]
     measured = run_load(
-        bench.address,
+        bench.addresses,
         requests,
         bench.cpu,
         warmup=bench.warmup,
@@ -138,7 +138,7 @@ def _burst(bench: Bench) -> Numbers:
 def _open(bench: Bench) -> Numbers:
     memory = bench.process().memory
     few = [chat_request(bench.model, "burst 50", events=50, client=number) for number in range(4)]
-    run_load(bench.address, few, memory, warmup=0.0, seconds=bench.warmup)
+    run_load(bench.addresses, few, memory, warmup=0.0, seconds=bench.warmup)
     before = memory()
     settled = OPEN_SPREAD_SECONDS + 1
     events = ceil(settled + bench.seconds) + 4  # one a second, and some seconds more than are measured
@@ -147,7 +147,7 @@ def _open(bench: Bench) -> Numbers:
         for number in range(OPEN_STREAMS)
     ]
     measured = run_load(
-        bench.address,
+        bench.addresses,
         requests,
         memory,
         warmup=settled,
@@ -163,7 +163,7 @@ def _open(bench: Bench) -> Numbers:
 
 def _latency(bench: Bench) -> Numbers:
     peers = [
-        (bench.address, chat_request(bench.model, "plain")),
+        (bench.addresses[0], chat_request(bench.model, "plain")),
         (bench.upstream, chat_request(bench.upstream_model, "plain")),
     ]
     through, direct = alternate(peers, warmup=bench.warmup, seconds=bench.seconds)
@@ -192,7 +192,7 @@ def _numbers(bench: Bench, measured: Measured[float], cpu_name: str, rate_name: 
     if not count:
         raise RuntimeError("nothing was completed in the measured time; give it more --seconds")
     rate = {rate_name: count / measured.seconds}
-    if bench.target is None:
+    if not bench.target:
         return rate
     used = measured.after - measured.before
     return {cpu_name: used / count * 1e6, **rate, BUSY: used / measured.seconds * 100}

@@ -107,16 +107,16 @@ def main() -> int:
 
 def _measure(child: Child, port: int, kind: str, options: argparse.Namespace, number: int) -> tuple[float, int]:
     """CPU microseconds for each request of one kind of clients, and how many there were since the start of the load."""
-    address, seconds = ("127.0.0.1", port), options.seconds
+    addresses, seconds = [("127.0.0.1", port)], options.seconds
     if kind == "known":
         requests = [chat_request("chutesai/AutoPilot", "plain", client=client) for client in range(CLIENTS)]
-        run = run_load(address, requests, child.cpu_seconds, warmup=options.warmup, seconds=seconds)
+        run = run_load(addresses, requests, child.cpu_seconds, warmup=options.warmup, seconds=seconds)
         return (run.after - run.before) / run.answers * 1e6, run.answers
     span = options.warmup + seconds
     clients = range(CLIENTS + round(NEW_A_SECOND * span * number), CLIENTS + round(NEW_A_SECOND * span * (number + 1)))
     requests = [chat_request("chutesai/AutoPilot", "plain", client=client) for client in clients]
     before = child.cpu_seconds()
-    run_load(address, requests, float, warmup=span, seconds=0.2, once=True, spread=span)
+    run_load(addresses, requests, float, warmup=span, seconds=0.2, once=True, spread=span)
     return (child.cpu_seconds() - before) / len(requests) * 1e6, len(requests)
 
 

@@ -51,6 +51,7 @@ class Target:
     :param command: from a port, the upstream and a directory for its files; None: there is no server, the load goes
         to the upstream itself.
     :param processes: how many of them serve requests.
+    :param instances: how many of the target run side by side, each on a port of its own.
     :param said: what its output has to say before it is measured.
     :param health: a path that answers 200 as soon as the server listens, ``ready``: as soon as it can relay.
     :param model: the model to ask for; None: whatever the upstream knows.
@@ -64,6 +65,7 @@ class Target:
     model: str | None = None
     said: tuple[str, ...] = ()
     processes: int = 1
+    instances: int = 1
 
 
 def gateway(name: str, tree: Path, **settings: str) -> Target:
@@ -207,6 +209,8 @@ def find_targets(names: Sequence[str], vllm_router_path: str | None, baseline: P
         elif name == "workers":
             # by then the spare one has loaded its modules, which are no part of what a request costs
             found.append(replace(gateway(name, ROOT, WORKERS="2"), said=("a spare worker waits",), processes=2))
+        elif name == "pair":
+            found.append(replace(gateway(name, ROOT), processes=2, instances=2))
         elif name == "direct":
             found.append(DIRECT)
         else:
