@@ -1,9 +1,10 @@
 """SIGHUP: what changed in the env file or in ALIASES_FILE takes effect without a restart, as far as it can."""
 
 from collections.abc import Callable
+from functools import partial
 
 import attrs
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from chutes_autopilot.policy.alias_file import AliasFile
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
@@ -71,9 +72,16 @@ class Reload:
         changed = [s for s in SETTINGS if getattr(new, s.field) != getattr(self.settings, s.field)]
         later = [s.name for s in changed if s.field in fixed]
         now = [self._told(s, new) for s in changed if s.field not in fixed]
+        said = partial(
+            _log.info, "{reason}: settings changed: {changed}", reason=reason, changed=", ".join(now) or "none"
+        )
+        quieter = LogLevel.levelWithName(new.log_level) > LogLevel.levelWithName(self.settings.log_level)
         self.settings = attrs.evolve(new, **{field: getattr(self.settings, field) for field in fixed})
+        if quieter:  # afterwards the log would not show that it shows less
+            said()
         self.apply(self.settings)
-        _log.info("{reason}: settings changed: {changed}", reason=reason, changed=", ".join(now) or "none")
+        if not quieter:
+            said()
         if later:
             _log.warn("{reason}: changed, but it needs a restart: {changed}", reason=reason, changed=", ".join(later))
 

@@ -76,6 +76,16 @@ def test_what_needs_a_restart_stays_and_is_named_until_it_came(log: list[str]) -
     ]
 
 
+@pytest.mark.parametrize(("before", "after", "line"), [("info", "warn", 0), ("warn", "info", 1)])
+def test_a_change_of_what_the_log_shows_is_told_while_it_shows_it(
+    log: list[str], before: str, after: str, line: int
+) -> None:
+    """Before it shows less, or after it shows more."""
+    Reload(settings(LOG_LEVEL=before), partial(settings, LOG_LEVEL=after), lambda _: log.append("applied"))("HUP")
+    assert log[line] == "HUP: settings changed: LOG_LEVEL"
+    assert log[1 - line] == "applied"
+
+
 def test_the_size_of_the_memory_that_workers_share_needs_a_restart(log: list[str]) -> None:
     """One process has a memory of its own, which takes its new size at once."""
     applied: list[int] = []

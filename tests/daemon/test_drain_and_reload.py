@@ -179,6 +179,7 @@ def test_sighup_applies_what_can_change(demo: Callable[..., Demo], env_file: Pat
     code, out, err = running.daemon.end()
     assert (code, err) == (0, "")
     assert "after-after" not in out
+    assert "settings changed: MAX_REQUEST_BYTES, MAX_CONNECTIONS, LOG_LEVEL\n" in out
     after = out.partition("needs a restart")[2]
     assert " info " not in after  # LOG_LEVEL
 
