@@ -190,7 +190,7 @@ class ContinuingPipe(Pipe):
     def _continued(self, fault: str) -> bool:
         """Whether another model is asked to go on."""
         said = self._said
-        if said is None or said.finished:
+        if said is None or said.finished or self._continuations.stopping():
             return False
         candidates, attempts = self._continuations.candidates(), self._continuations.attempts_left
         state, command = begin(candidates, attempts, has_text=bool(said.text))
