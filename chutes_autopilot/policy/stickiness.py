@@ -91,13 +91,14 @@ def after_success(previous: StickyChoice | None, plan: Plan, model: str, failure
 
     :param previous: what was remembered when the plan was made.
     :param model: the candidate that answered.
-    :param failures: base name -> time of its retryable failure within this request.
+    :param failures: base name -> time of its retryable failure within this request, or before it where that is why it
+        was left out.
     """
     base = plan.base(model)
     preferred = plan.base(plan.preferred[0])
     if base == preferred:
         return StickyChoice(base)
-    if not failures:
+    failed_at = failures.get(preferred)
+    if failed_at is None:  # nobody fell back on this model: it was the client's before, or was chosen for itself
         return previous if previous is not None and previous.model == base else StickyChoice(base)
-    # the preferred model is tried right after the sticky one: whoever answers later does so because it failed
-    return StickyChoice(base, from_failover=True, preferred_failed_at=failures[preferred])
+    return StickyChoice(base, from_failover=True, preferred_failed_at=failed_at)

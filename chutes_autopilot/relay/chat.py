@@ -226,12 +226,14 @@ class ChatRelay:
             self.sticky.put(exchange.key, previous)  # nearly every time
             return
         by_base = {plan.base(failed): when for failed, when in failures.items()} if failures else failures
-        if route.cooling:
-            preferred, base = plan.base(plan.preferred[0]), plan.base(model)
-            kept = previous is not None and previous.model == base and not previous.from_failover
-            if preferred in route.cooling and preferred != base and not kept:
+        preferred, base = plan.base(plan.preferred[0]), plan.base(model)
+        kept = previous is not None and previous.model == base and not previous.from_failover
+        if preferred != base and not kept:
+            now = self.clock.seconds()
+            # since the plan it may have begun to cool down: who goes on with a stream is chosen later
+            if preferred in route.cooling or self.health.is_cooling(preferred, now):
                 # left out for its failures is as good as failed: the client comes back to it
-                by_base = {preferred: self.clock.seconds(), **by_base}
+                by_base = {preferred: now, **by_base}
         self.sticky.put(exchange.key, after_success(previous, plan, model, by_base))
 
     def rate_limited(self, exchange: Exchange, limit: RateLimit, attempt: AttemptRecord) -> None:
@@ -340,10 +342,12 @@ class ChatRelay:
             self._routes_of = (snapshot, rules)
         key = call.client.key(rules.client_key_secret, rules.trusted_proxies, body.prompt_cache_key)
         previous: StickyChoice | None = self.sticky.get(key)
-        sticky = None
+        sticky: str | None = None
+        remembered: str | tuple[str] | None = None
         if previous is not None:
-            given_by = previous.from_failover
-            sticky = sticky_model(previous, record.received, rules.failback) if given_by else previous.model
+            sticky = remembered = previous.model
+            if previous.from_failover and sticky_model(previous, record.received, rules.failback) is None:
+                sticky, remembered = None, (previous.model,)  # it gave way, and counts again if it has to
         model, offers = body.model, snapshot.offers
         # what has a route has been checked; whatever is no string cannot have one
         route, kind, need = None, None, _NO_NEED
@@ -353,7 +357,7 @@ class ChatRelay:
             # nothing but numbers and names: equal for all requests that are routed alike
             health = self.health
             cooling = health.cooling(record.received) if health.cooling_down else _NONE_COOL
-            kind = model, sticky, body.stream, offers.key(need), cooling
+            kind = model, remembered, body.stream, offers.key(need), cooling
             route = self._routes.get(kind)
         if route is None:
             spread_by = key if rules.spread == "rendezvous" else None

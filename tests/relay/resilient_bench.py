@@ -53,6 +53,8 @@ FEED = parse_utilization(
 
 EVENTS = ResponseHead(200, b"OK", ((b"Content-Type", b"text/event-stream"),))
 JSON = ((b"Content-Type", b"application/json"),)
+CLIENT = Client("192.0.2.1")
+PROMPT = [{"role": "user", "content": "Say hi."}]
 
 
 def event(**members: Any) -> bytes:
@@ -133,7 +135,9 @@ class Downstream:
 class Bench:
     """One relay; requests one after another."""
 
-    def __init__(self, rules: Resilience | None = RESILIENT, *, max_attempts: int = 8) -> None:
+    def __init__(
+        self, rules: Resilience | None = RESILIENT, *, max_attempts: int = 8, continue_streams: bool = False
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
         snapshot = Snapshot(1, CATALOG, 1000, 1000, tuple(rank(FEED.rows, CATALOG)), 3, 0, offers_of(CATALOG))
@@ -142,7 +146,7 @@ class Bench:
         self.records: list[RequestRecord] = []
         self.relay = ChatRelay(
             RoutingRules(
-                limits=Limits(max_attempts, Timeouts(10, 120, 600), 600, Patience(60, 60), rules),
+                limits=Limits(max_attempts, Timeouts(10, 120, 600), 600, Patience(60, 60), rules, continue_streams),
                 max_inflight=100,
                 max_list_items=8,
                 unknown_models="refuse",
@@ -167,18 +171,31 @@ class Bench:
         self.attempts.append(Attempt(model, header_timeout, observer))
         return self.attempts[-1]
 
-    def ask(self, model: str = ALIAS, *, stream: bool = True) -> Exchange:
+    def ask(
+        self, model: str = ALIAS, *, stream: bool = True, client: Client = CLIENT, messages: Any = None
+    ) -> Exchange:
         """Begin a request."""
         self.attempts.clear()
         self.downstream, self.error = Downstream(), None
-        body = json.dumps({"model": model, "stream": stream}).encode()
-        call = ChatCall(b"POST", b"/v1/chat/completions", b"", body, "r", Client("192.0.2.1"))
+        members = {"model": model, "stream": stream}
+        body = json.dumps(members if messages is None else {**members, "messages": messages}).encode()
+        call = ChatCall(b"POST", b"/v1/chat/completions", b"", body, "r", client)
         exchange = self.relay.open(call, self.downstream, self._ended)
         exchange.start()
         return exchange
 
     def _ended(self, record: RequestRecord, error: ApiError | None) -> None:
         self.error = error
+
+    def key(self, client: Client = CLIENT) -> bytes:
+        """Under which the client's choice is remembered."""
+        return client.key(self.relay.rules.client_key_secret, None, "")
+
+    def fails(self, *models: str) -> None:
+        """Models fail until they cool down."""
+        for model in models:
+            for _ in range(3):
+                self.relay.health.failed(model, self.clock.seconds())
 
     @property
     def models(self) -> list[str]:
