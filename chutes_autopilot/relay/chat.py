@@ -239,7 +239,7 @@ class ChatRelay:
     def rate_limited(self, exchange: Exchange, limit: RateLimit, attempt: AttemptRecord) -> None:
         """Count and log a 429 by its kind; a ban is remembered."""
         self.metrics.rate_limits[limit.kind] += 1
-        attempt.detail = limit.kind
+        attempt.detail = attempt.detail or limit.kind
         model = exchange.route.plan.base(attempt.model)
         events.rate_limited(exchange.record.request_id, model, limit.kind, SENTENCES[limit.kind])
         if limit.kind == "edge" and self.rules.ban_fuse:

@@ -10,6 +10,7 @@ from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.continuation import Prefill, Restart
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
+from chutes_autopilot.policy.rate_limits import RateLimit
 from chutes_autopilot.policy.resilience import FAULTS, HEDGE_LOST
 from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.upstream.chat import UpstreamRequest
@@ -32,6 +33,8 @@ class Continuations:
     :param header_timeout: seconds the head of each attempt may take.
     :param went_on: called with the model that goes on, and with when each model of this stream failed.
     :param counted: called once with what became of it: prefill, restart, failed, or impossible.
+    :param rate_limited: counts a 429, and remembers a ban.
+    :param left_out: candidates that were found unable to serve the request.
     :param stopping: whether the gateway cuts all streams, so that none goes on.
     """
 
@@ -48,7 +51,11 @@ class Continuations:
     went_on: Callable[[str, Mapping[str, float]], None]
     counted: Callable[[str], None]
     stopping: Callable[[], bool]
+    rate_limited: Callable[[RateLimit, AttemptRecord], None]
+    left_out: tuple[str, ...] = ()
     _begun: float | None = attrs.field(default=None, init=False)
+    _first_event: float | None = attrs.field(default=None, init=False)
+    """When the attempt under way began to answer."""
 
     @property
     def attempts_left(self) -> int:
@@ -59,8 +66,8 @@ class Continuations:
 
     def candidates(self) -> tuple[str, ...]:
         """What has not answered or failed, without models that cool down while there are others."""
-        tried = {attempt.model for attempt in self.record.attempts if attempt.failure != HEDGE_LOST}
-        left = tuple(model for model in self.plan.candidates if model not in tried)
+        out = {attempt.model for attempt in self.record.attempts if attempt.failure != HEDGE_LOST} | {*self.left_out}
+        left = tuple(model for model in self.plan.candidates if model not in out)
         now = self.now()
         well = tuple(model for model in left if not self.health.is_cooling(self.plan.base(model), now))
         return well or left
@@ -73,7 +80,7 @@ class Continuations:
     def open(self, command: Prefill | Restart, text: str, observer: IAttemptObserver) -> IUpstreamAttempt:
         """An attempt, not yet started."""
         model, call = command.model, self.call
-        self._begun = self.now()
+        self._begun, self._first_event = self.now(), None
         probe = self.health.started(self.plan.base(model), self._begun)
         if isinstance(command, Prefill):
             data: tuple[Piece, ...] = (self.continuable.prefilled(model, text),)
@@ -94,6 +101,15 @@ class Continuations:
         """The head of an attempt's answer came."""
         self.record.continuations[-1].status = status
 
+    def limited(self, limit: RateLimit) -> None:
+        """The answer is a 429."""
+        self.rate_limited(limit, self.record.continuations[-1])
+
+    def heard(self) -> None:
+        """The attempt under way says something, if only what is to be repeated."""
+        if self._first_event is None:
+            self._first_event = self.now()
+
     def failed(self, reason: str) -> None:
         """The attempt under way failed, or its answer could not be used, or broke off as well."""
         attempt, now = self.record.continuations[-1], self.now()
@@ -110,7 +126,8 @@ class Continuations:
         begun, self._begun = self._begun, None
         self.record.continued_by = attempt.model
         self.drop()
-        self.health.succeeded(self.plan.base(attempt.model), None if begun is None else now - begun, now)
+        heard = now if self._first_event is None else self._first_event
+        self.health.succeeded(self.plan.base(attempt.model), None if begun is None else heard - begun, now)
         failed = (*self.record.attempts, *self.record.continuations[:-1])
         self.went_on(attempt.model, {a.model: a.failed for a in failed if a.failed is not None})
         self.counted(attempt.detail or "")

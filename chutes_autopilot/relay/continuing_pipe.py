@@ -1,6 +1,7 @@
 """A pipe that has another model go on where a stream broke off."""
 
 from collections.abc import Callable
+from time import time
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
@@ -73,19 +74,24 @@ class ContinuingPipe(Pipe):
         self._splice: Splice | None = None
         self._given_up = False
 
-    def head(self, head: ResponseHead) -> None:
-        """A further attempt was answered."""
+    def head(self, head: ResponseHead, data: bytes = b"") -> None:
+        """A further attempt was answered.
+
+        :param data: the answer, where all of it is here.
+        """
         self._continuations.answered(head.status)
         if self._watch.paused:
             self._attempt.pause()
         if is_plain_event_stream(head.status, head.index):
             return
-        banned = head.status == RATE_LIMITED and read_rate_limit(head.index, b"", 0.0).kind == "edge"
-        self._failed(*useless(head.status, banned=banned))
+        limit = read_rate_limit(head.index, data, time()) if head.status == RATE_LIMITED else None
+        if limit is not None:
+            self._continuations.limited(limit)
+        self._failed(*useless(head.status, banned=limit is not None and limit.kind == "edge"))
 
     def answer(self, head: ResponseHead, data: bytes) -> None:
         attempt = self._attempt
-        self.head(head)
+        self.head(head, data)
         if self._attempt is attempt and not self._given_up:
             self.body(data)
         if self._attempt is attempt and not self._given_up:
@@ -98,6 +104,8 @@ class ContinuingPipe(Pipe):
             return
         alive = guard.feed(data)
         if self._splice is not None:
+            if alive:
+                self._continuations.heard()
             self._spliced(self._splice.feed(data), alive)
             return
         if alive:

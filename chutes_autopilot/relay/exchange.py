@@ -435,7 +435,13 @@ class Exchange(Unshown, eq=False):
             partial(relay.succeeded, self),
             relay.continued,
             lambda: relay.stopping,
+            partial(relay.rate_limited, self),
+            self._left_out(),
         )
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Candidates that an answer has shown to be unable to serve the request."""
+        return ()
 
     def _relay_whole(self, data: bytes) -> None:
         """Write an answer that is here from its head to its end."""

@@ -224,6 +224,9 @@ class ResilientExchange(Exchange, kw_only=True):
         last = max(failures.values(), default=0.0)
         return {**dict.fromkeys(self.resilient.skipped, last), **failures} if failures else failures
 
+    def _left_out(self) -> tuple[str, ...]:
+        return self.resilient.skipped
+
     def _open(self, command: Try, observer: IAttemptObserver, now: float) -> IUpstreamAttempt:
         self._call_off_hedging()
         rules = self.resilient.rules

@@ -87,7 +87,8 @@ class StreamText:
     :ivar faulty: whether an event is no JSON, or says that the model's engine failed; nothing behind it is read.
     :ivar finished: whether the answer had its ``finish_reason`` or ``[DONE]``.
     :ivar identity: the first chunk's values of IDENTITY, as they were spelled.
-    :ivar usage: how many tokens the last chunk said there were so far, as JSON; the platform says it in every one.
+    :ivar usage: how many tokens the last chunk of the answer said there were so far, as JSON; the platform says it in
+        every one.
     """
 
     __slots__ = ("_pieces", "_size", "faulty", "finished", "identity", "plain", "usage")
@@ -141,10 +142,11 @@ class StreamText:
         if not self.identity:
             values = {name: bytes(getattr(chunk, name)) for name in IDENTITY}
             self.identity = {name: value for name, value in values.items() if value}
-        self.usage = chunk.usage
         if chunk.error:
             self._judge_error(chunk.error)
             return
+        if chunk.choices or bytes(chunk.usage):
+            self.usage = chunk.usage
         for choice in chunk.choices:
             if choice.finish_reason:
                 self.finished = True

@@ -44,13 +44,14 @@ def head(status: int, kind: bytes = b"application/json") -> ResponseHead:
 class Case:
     """A stream of the model a, with 8 s of patience; b and c may go on."""
 
-    def __init__(self, max_attempts: int = 8) -> None:
+    def __init__(self, max_attempts: int = 8, left_out: tuple[str, ...] = ()) -> None:
         self.clock, self.client, self.health = Clock(), Client(), FleetHealth()
         self.ended: list[tuple[str, str | None]] = []
         self.attempts = [Upstream()]
         self.asked: list[dict[str, Any]] = []
         self.went_on: list[tuple[str, Mapping[str, float]]] = []
         self.counted: list[str] = []
+        self.limits: list[str] = []
         self.stopping = False
         self.record = RequestRecord("r", 0.0, attempts=[AttemptRecord("a", 200)], selected="a")
         continuable = read_continuable(BODY)
@@ -69,6 +70,8 @@ class Case:
             lambda model, failed: self.went_on.append((model, failed)),
             self.counted.append,
             lambda: self.stopping,
+            lambda limit, _: self.limits.append(limit.kind),
+            left_out,
         )
         deadlines, patience = Deadlines(self.clock), Patience(8, 16)
         self.pipe = ContinuingPipe(
@@ -246,8 +249,38 @@ def test_a_ban_page_forbids_another_try() -> None:
     case = Case()
     case.pipe.failed(Lost())
     case.pipe.head(head(429, b"text/html"))
-    assert case.models == [("b", True)]
+    assert (case.models, case.limits) == ([("b", True)], ["edge"])
     assert case.was_cut(event("one"))
+
+
+def test_a_429_counts_by_its_kind() -> None:
+    """As one that comes before a stream."""
+    case = Case()
+    case.pipe.failed(Lost())
+    case.pipe.answer(head(429), b'{"detail":"Free models limit reached for today: come back tomorrow"}')
+    assert (case.limits, case.models) == (["account"], [("b", True), ("c", True)])
+
+
+def test_who_cannot_serve_the_request_is_not_asked_to_go_on() -> None:
+    """Such as a model whose context is too short."""
+    case = Case(left_out=("b",))
+    case.pipe.failed(Lost())
+    assert case.models == [("c", True)]
+
+
+def test_a_model_is_measured_by_when_it_begins_to_answer() -> None:
+    """Not by when it has repeated what the client has had."""
+    case = Case()
+    case.pipe.failed(Lost())
+    case.pipe.answer(head(400), b"{}")
+    case.pipe.head(HEAD)
+    case.advance(1)
+    case.pipe.body(event("on"))
+    case.advance(4)
+    case.pipe.body(event("e two"))
+    figures = case.health.figures("b", case.clock.seconds())
+    assert figures is not None
+    assert figures["first_token_ms"] == 1000
 
 
 def test_a_stream_is_continued_once() -> None:

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from resilient_bench import ALIAS, END, EVENTS, JSON, RESILIENT, ROLE, TEXT, Bench, event
+from resilient_bench import ALIAS, END, EVENTS, JSON, PROMPT, RESILIENT, ROLE, TEXT, Bench, event
 
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost
 from chutes_autopilot.policy.resilience import Resilience
@@ -219,6 +219,17 @@ def test_a_request_too_long_goes_to_a_larger_context(model: str) -> None:
     assert (b"x-chutes-autopilot-skipped: b/B=context\r\n" in bench.downstream.own) == ("," in model)
     assert bench.records[0].attempts[0].failure == "upstream_context_length"
     assert "a/A" not in bench.relay.health.as_json(1000)
+
+
+def test_a_model_that_is_too_small_does_not_go_on_with_a_stream_either() -> None:
+    """It would only refuse, and use up attempts."""
+    bench = Bench(continue_streams=True)
+    bench.ask(messages=PROMPT)
+    bench.last.answers(400, TOO_LONG)
+    bench.last.observer.head(EVENTS)
+    bench.last.observer.body(TEXT)
+    bench.last.observer.failed(Lost())
+    assert (bench.models, bench.downstream.end) == (["a/A", "c/C"], "cut")
 
 
 def test_a_client_whose_model_was_too_small_comes_back_to_the_preferred_order() -> None:

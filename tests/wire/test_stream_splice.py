@@ -133,7 +133,8 @@ def usage(name: str, prompt: object, completion: object, text: str = "") -> byte
 
 def test_usage_counts_the_prompt_once_and_the_tokens_of_both() -> None:
     """Of a prefilled answer, whose own prompt has the text that was sent in it; what else it says stays."""
-    before = sent(usage("first", 10, 1, "a"), usage("first", 10, 2, "b"))
+    broken = b'data: {"choices":[]}\n\ndata: {"error":{"message":"engine","code":500}}\n\n'
+    before = sent(usage("first", 10, 1, "a"), usage("first", 10, 2, "b"), broken)
     splice = Splice(before, restart=False)
     rest = chunks(spliced(splice, usage("second", 12, 1, "c") + usage("second", 12, 5) + DONE))
     assert [c["usage"]["completion_tokens"] for c in rest] == [3, 7]
