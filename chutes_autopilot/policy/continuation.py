@@ -21,13 +21,12 @@ from typing import Literal
 import attrs
 
 from chutes_autopilot.policy.failover import STATUS_503
-from chutes_autopilot.policy.resilience import RATE_LIMITED, SERVER_ERROR
+from chutes_autopilot.policy.resilience import RATE_LIMITED, SERVER_ERROR, TOO_MANY_REQUESTS
 
 REFUSED = "continuation_refused"
 UNLIKE = "continuation_unlike"
 """Why an attempt to continue failed, beside the reasons of failover and of cut streams; used as metric labels."""
 
-TOO_MANY_REQUESTS = 429
 _REASONS = MappingProxyType({TOO_MANY_REQUESTS: RATE_LIMITED, 503: STATUS_503})
 
 

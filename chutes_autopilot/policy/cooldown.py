@@ -8,12 +8,12 @@ state      event                    next
 closed     failed                   closed; cooling, once there are so many failures in a row within the window
 closed     succeeded                closed, nothing counted any more
 cooling    its time is over         half open
-cooling    failed                   cooling as before: it was an attempt that began earlier, or for want of others
 half open  started                  probing: nobody else tries it until that attempt's end is known
 probing    probe lasts too long     half open: whoever had it is gone
-half open  failed                   cooling, for twice as long as the last time, up to the limit
+probing    the probe failed         cooling, for twice as long as the last time, up to the limit
+probing    the probe was abandoned  half open
 any        succeeded                closed
-any        abandoned                unchanged, but a probe is over: half open
+not closed another attempt failed   unchanged: it began earlier, or for want of others
 =========  =======================  ===========================================================================
 """
 
@@ -72,9 +72,12 @@ class Cooldown:
             return True
         return False
 
-    def failed(self, now: float) -> bool:
-        """An attempt failed through the model's fault; whether it cools down from now on."""
-        if not self.rules.failures or (self._times and now < self._until):
+    def failed(self, now: float, *, probe: bool = False) -> bool:
+        """An attempt failed through the model's fault; whether it cools down from now on.
+
+        :param probe: what `started` said of that attempt.
+        """
+        if not self.rules.failures or (self._times and (not probe or now < self._until)):
             return False
         self.troubled = True
         if not self._times:
@@ -115,7 +118,7 @@ class Cooldown:
         self._until = min(self._until, now)
 
     def abandoned(self) -> bool:
-        """An attempt ended without telling anything of the model: the client left. Whether there was a probe."""
+        """The probe ended without telling anything of the model: the client left. Whether there was one."""
         was_probing = self._probe_began is not None
         self._probe_began = None
         return was_probing

@@ -116,7 +116,7 @@ class FleetHealth:
     def started(self, model: str, now: float) -> bool:
         """An attempt begins; whether it is the one that finds out if a model works again.
 
-        Every started attempt ends with exactly one of `succeeded`, `failed` and `abandoned`.
+        Every started attempt ends with exactly one of `succeeded`, `failed`, `abandoned` and `outrun`.
         """
         if model not in self.cooling_down or not self._of(model).cooldown.started(now):
             return False
@@ -145,25 +145,34 @@ class FleetHealth:
         if first_token is not None:
             health.add_first_token(max(0.0, first_token), now)
 
-    def failed(self, model: str, now: float) -> bool:
-        """An attempt failed through the model's or the platform's fault; whether the model cools down from now on."""
+    def failed(self, model: str, now: float, *, probe: bool = False) -> bool:
+        """An attempt failed through the model's or the platform's fault; whether the model cools down from now on.
+
+        :param probe: what `started` said of that attempt.
+        """
         health = self._of(model)
         health.failures += 1
-        cools = health.cooldown.failed(now)
+        cools = health.cooldown.failed(now, probe=probe)
         if cools:
             self.cooling_down.add(model)
             if self.told is not None:
                 self.told(model, health.cooldown)
         return cools
 
-    def abandoned(self, model: str) -> None:
-        """An attempt ended without telling anything of the model, for the client left or asked for the impossible."""
-        if model in self.cooling_down and self._of(model).cooldown.abandoned() and self.probed is not None:
+    def abandoned(self, model: str, *, probe: bool = False) -> None:
+        """An attempt ended without telling anything of the model, for the client left or asked for the impossible.
+
+        :param probe: what `started` said of that attempt.
+        """
+        if probe and model in self.cooling_down and self._of(model).cooldown.abandoned() and self.probed is not None:
             self.probed(model, False)
 
-    def outrun(self, model: str, seconds: float, now: float) -> None:
-        """Another model, asked later, answered first: the first token takes so many seconds at least."""
-        self.abandoned(model)
+    def outrun(self, model: str, seconds: float, now: float, *, probe: bool = False) -> None:
+        """Another model, asked later, answered first: the first token takes so many seconds at least.
+
+        :param probe: what `started` said of that attempt.
+        """
+        self.abandoned(model, probe=probe)
         self._of(model).add_first_token(max(0.0, seconds), now)
 
     def streamed(self, model: str, events: int, tokens: int | None, seconds: float, now: float) -> None:

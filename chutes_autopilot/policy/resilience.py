@@ -61,6 +61,7 @@ from chutes_autopilot.policy.upstream_errors import UpstreamError
 
 SERVER_ERRORS = frozenset({500, 502, 504, *range(520, 525)})
 """The statuses that SERVER_ERROR_FAILOVER adds to policy.failover's."""
+TOO_MANY_REQUESTS = 429
 JITTER = (0.2, 0.8)
 """The least and the most seconds before the same model is tried again, where nobody said when."""
 
@@ -328,7 +329,22 @@ def race(state: Resilient, which: Literal["earlier", "later"], event: Happening)
             if status == 204:
                 return attrs.evolve(state, racing=None, survivor=own), PassBack()
             return state, AwaitBody(state.failover.timeouts.first_byte)
+    if _passed_on_at_once(state, event):  # the other one may answer yet, but nobody else is asked
+        inner = state.failover
+        state = attrs.evolve(state, failover=attrs.evolve(inner, candidates=inner.candidates[: inner.attempts]))
     return attrs.evolve(state, racing=None, survivor=other), DROP_OUT
+
+
+def _passed_on_at_once(state: Resilient, event: Happening) -> bool:
+    """Whether it is a 429 that alone would have been the client's answer."""
+    rules = state.rules
+    match event:
+        case Head(status) | Answer(status):
+            return status == TOO_MANY_REQUESTS
+        case ErrorAnswer(limit=limit, error=error):
+            may_move = rules.rate_limits and limit is not None and limit.moves_on(rules.longest_wait)
+            return error.move == "rate_limit" and not may_move
+    return False
 
 
 def reason_of(event: Happening) -> str | None:

@@ -37,6 +37,7 @@ class _Ban:
     until: float = 0.0
     times: int = 0
     held_until: float = 0.0
+    met_at: float = 0.0
 
 
 @attrs.define(eq=False)
@@ -76,7 +77,7 @@ class BanFuse:
             ban = self.bans[client] = _Ban()
         if now >= ban.until:
             wait = min(self.rules.longest, max(self.rules.first * 2.0 ** min(ban.times, 30), retry_after or 0.0))
-            ban.until = now + wait
+            ban.until, ban.met_at = now + wait, now
             ban.times += 1
         ban.held_until = 0.0
         self.bans.move_to_end(client)
@@ -84,10 +85,14 @@ class BanFuse:
             self.bans.popitem(last=False)
         return ban.until - now
 
-    def answered(self, client: bytes) -> None:
-        """A call got another answer, whatever it said: there is no ban."""
-        if self.bans:
-            self.bans.pop(client, None)
+    def answered(self, client: bytes, began: float) -> None:
+        """A call got another answer, whatever it said: there is no ban.
+
+        :param began: when; a call that was under way when the ban was met says nothing of it.
+        """
+        ban = self.bans.get(client)
+        if ban is not None and began > ban.met_at:
+            del self.bans[client]
 
 
 def wait_when_exhausted(cooling: float, until_feed: float, client: bytes) -> float:

@@ -116,9 +116,9 @@ class Continuations:
         attempt.failure, attempt.failed = reason, now
         begun, self._begun = self._begun, None
         if begun is not None and reason in FAULTS:
-            self.health.failed(self.plan.base(attempt.model), now)
+            self.health.failed(self.plan.base(attempt.model), now, probe=attempt.probe)
         elif begun is not None:
-            self.health.abandoned(self.plan.base(attempt.model))
+            self.health.abandoned(self.plan.base(attempt.model), probe=attempt.probe)
 
     def goes_on(self) -> None:
         """What the attempt under way says goes to the client from now on."""
@@ -136,7 +136,8 @@ class Continuations:
         """The request is over."""
         if self._begun is not None:
             self._begun = None
-            self.health.abandoned(self.plan.base(self.record.continuations[-1].model))
+            attempt = self.record.continuations[-1]
+            self.health.abandoned(self.plan.base(attempt.model), probe=attempt.probe)
 
 
 def may_be_continued(call: ChatCall, body: ChatBody, plan: Plan, head: ResponseHead) -> ContinuableBody | None:

@@ -356,14 +356,15 @@ class Exchange(Unshown, eq=False):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        model = attempts[-1].model
+        last = attempts[-1]
+        model = last.model
         record.status = status
         record.selected = model
         now = relay.clock.seconds()
         if record.first_byte is None:
             record.first_byte = now
         self._judged("succeeded" if status < 400 else "abandoned" if status < INTERNAL else "failed", now)
-        if 200 <= status < 300:
+        if 200 <= status < 300 and last.failure is None:  # else it is an error that says 200
             relay.succeeded(self, model, NONE_FAILED if tried == 1 else self._failures(model))
         self._committed = True
         own = route.lines.get(model) if tried == 1 else None
@@ -379,7 +380,7 @@ class Exchange(Unshown, eq=False):
         if self._call.client.explain:
             own += b"%b: %b\r\n" % (EXPLAIN, relay.summary(self))
         if relay.fuse.bans and (limit is None or limit.kind != "edge"):
-            relay.fuse.answered(self.client)
+            relay.fuse.answered(self.client, record.received)
         if route.skipped and route.plan.mode != "direct":
             own += b"%b: %b\r\n" % (SKIPPED, route.skipped)
         return own
@@ -538,8 +539,8 @@ class Exchange(Unshown, eq=False):
         if begun is None:
             return
         health, route, record = self._relay.health, self.route, self._record
-        model = record.attempts[-1].model
-        model = route.plan.bases.get(model, model)
+        attempt = record.attempts[-1]
+        model = route.plan.bases.get(attempt.model, attempt.model)
         if now is None:
             now = self._relay.clock.seconds()
         if end == "succeeded":
@@ -547,9 +548,9 @@ class Exchange(Unshown, eq=False):
             if route.cooling and model in route.cooling:
                 health.back(route.cooling, now)
         elif end == "failed":
-            health.failed(model, now)
+            health.failed(model, now, probe=attempt.probe)
         else:
-            health.abandoned(model)
+            health.abandoned(model, probe=attempt.probe)
 
     def _drop_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

@@ -77,7 +77,8 @@ class Explained(msgspec.Struct, eq=False):
             return "outrun"
         if place == committed and record.selected is not None:
             return "committed" if record.continued_by is None else "continued"
-        if place == last:
+        # the earlier one of two that were under way to the end neither failed nor was followed
+        if place == last or (place < committed and attempts[place].failed is None):
             if record.continued_by is not None:
                 return "committed"
             if record.outcome is None:

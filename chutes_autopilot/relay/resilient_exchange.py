@@ -3,7 +3,8 @@ one."""
 
 from collections.abc import Callable
 from math import inf
-from typing import Any
+from time import time
+from typing import Any, Literal
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall
@@ -29,6 +30,7 @@ from chutes_autopilot.policy.failover import (
     Try,
 )
 from chutes_autopilot.policy.hedging import HedgeBudget
+from chutes_autopilot.policy.rate_limits import read_rate_limit
 from chutes_autopilot.policy.resilience import (
     FAULTS,
     HEDGE_LOST,
@@ -44,6 +46,7 @@ from chutes_autopilot.policy.resilience import (
 )
 from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.relay.judge import Judge, Judged
+from chutes_autopilot.relay.pipe import RATE_LIMITED
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
@@ -252,13 +255,15 @@ class ResilientExchange(Exchange, kw_only=True):
                 self._wait = None
                 self._record.attempts[-1].waited = self._relay.clock.seconds() - self._waiting_since
             self._call_off_hedging()
-            if self._earlier is not None:
-                self._leave(self._earlier, HEDGE_LOST)
-                self._earlier = None
+            self._leave_earlier("abandoned")
             if self._judge is not None:
                 self._judge.leave()
                 self._judge = None
         super()._finish(outcome, error)
+
+    def _out_of_time(self) -> None:
+        self._leave_earlier("failed")
+        super()._out_of_time()
 
     # a second attempt beside a slow one
 
@@ -317,6 +322,8 @@ class ResilientExchange(Exchange, kw_only=True):
                     attempt.expect_body(command.timeout)
                 return True
             if isinstance(command, DropOut):
+                if isinstance(event, Head | Answer) and head is not None and head.status == RATE_LIMITED:
+                    self._relay.rate_limited(self, read_rate_limit(head.index, data, time()), record)
                 self._count(event, record)
                 self._one_left("later" if own else "earlier", reason_of(event))
             else:
@@ -338,7 +345,8 @@ class ResilientExchange(Exchange, kw_only=True):
             return
         self._head = earlier.judge.answered
         attempts = self._record.attempts
-        self._leave(_Side(later, judge, attempts[-1], self._begun), reason)
+        # begun: None, for so short a time says nothing of how fast it is
+        self._leave(_Side(later, judge, attempts[-1], None), reason)
         self._attempt, self._judge, self._begun = earlier.attempt, earlier.judge, earlier.begun
         attempts.remove(earlier.record)
         attempts.append(earlier.record)  # the one that goes on is the last
@@ -347,12 +355,25 @@ class ResilientExchange(Exchange, kw_only=True):
         """End one of two attempts."""
         side.judge.leave()
         side.attempt.abort()
-        now, health = self._relay.clock.seconds(), self._relay.health
-        side.record.failure, side.record.failed = reason, now
-        model = self.route.plan.base(side.record.model)
+        record, now, health = side.record, self._relay.clock.seconds(), self._relay.health
+        record.failure, record.failed = reason, now
+        model = self.route.plan.base(record.model)
         if reason in FAULTS:
-            health.failed(model, now)
+            health.failed(model, now, probe=record.probe)
         elif reason == HEDGE_LOST and side.begun is not None:
-            health.outrun(model, now - side.begun, now)
+            health.outrun(model, now - side.begun, now, probe=record.probe)
         else:
-            health.abandoned(model)
+            health.abandoned(model, probe=record.probe)
+
+    def _leave_earlier(self, end: Literal["failed", "abandoned"]) -> None:
+        """The request is over while two attempts are under way: the earlier one ends as the other does."""
+        side, self._earlier = self._earlier, None
+        if side is None:
+            return
+        side.judge.leave()
+        side.attempt.abort()
+        health, model = self._relay.health, self.route.plan.base(side.record.model)
+        if end == "failed":
+            health.failed(model, self._relay.clock.seconds(), probe=side.record.probe)
+        else:
+            health.abandoned(model, probe=side.record.probe)

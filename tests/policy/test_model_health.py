@@ -53,18 +53,31 @@ def test_the_time_doubles_to_a_limit_and_an_answer_ends_it() -> None:
         assert not state.open_at(now)
         assert state.started(now)
         assert state.open_at(now)
-        state.failed(now)
+        state.failed(now, probe=True)
     assert times == [10, 20, 35, 35]
     state.succeeded()
     assert (state.open_at(now), state.left(now)) == (False, 0)
 
 
 def test_failures_of_attempts_that_began_earlier_add_nothing() -> None:
-    """While a model cools down, late failures neither prolong nor double its time."""
+    """Late failures neither prolong nor double a model's time, whether it cools down or one request probes it."""
     state = Cooldown(RULES)
     for at in (0, 0, 0, 5, 5, 5):
         state.failed(at)
     assert state.left(5) == 5
+    assert state.started(10)
+    assert not state.failed(11)
+    assert (state.left(11), state.open_at(11)) == (0, True)
+
+
+def test_only_the_end_of_the_probe_frees_its_place() -> None:
+    """Whose client leaves while another's request probes ends nothing."""
+    fleet = cooled(FleetHealth(RULES))
+    assert fleet.started("a", 10)
+    fleet.abandoned("a")
+    assert not fleet.started("a", 10)
+    fleet.abandoned("a", probe=True)
+    assert fleet.started("a", 10)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +137,7 @@ def test_filtering_never_empties_or_reorders(steps: list[tuple[str, str, float]]
             case "start":
                 fleet.started(model, now)
             case "left":
-                fleet.abandoned(model)
+                fleet.abandoned(model, probe=True)
             case _:
                 now += seconds
         found = fleet.filter(("b", "a", "c"), now)
@@ -151,11 +164,12 @@ class CooldownMachine(RuleBasedStateMachine):
             assert not self.probes or self.now - self.began >= PROBE_SECONDS
             self.probes, self.began = 1, self.now
 
-    @rule()
-    def fail(self) -> None:
-        left = self.state.left(self.now)
-        if self.state.failed(self.now):
+    @rule(probe=st.booleans())
+    def fail(self, probe: bool) -> None:
+        left, cooled = self.state.left(self.now), self.state.found[1]
+        if self.state.failed(self.now, probe=probe and bool(self.probes)):
             assert not left
+            assert not cooled or (probe and self.probes)
             assert 10 <= self.state.left(self.now) <= 35
             self.probes = 0
 
@@ -241,7 +255,7 @@ def test_what_another_replica_found_counts_as_found_here() -> None:
     fleet.heard("a", 20.0, 2, 0.0)
     assert fleet.cooling(19.9) == {"a"}
     assert fleet.started("a", 20.0)
-    assert fleet.failed("a", 20.0)
+    assert fleet.failed("a", 20.0, probe=True)
     assert fleet.left(["a"], 20.0) == 35.0
     fleet.heard("a", 0.0, 0, 21.0)
     assert fleet.cooling(21.0) == frozenset()

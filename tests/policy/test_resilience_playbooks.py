@@ -295,7 +295,9 @@ def test_of_two_attempts_the_first_answer_wins() -> None:
         assert (command, state.current, state.racing) == (Commit(), model, None)
 
 
-@pytest.mark.parametrize("event", [Lost(), Head(500), error("refused", 400), limited("edge"), DeadlinePassed("header")])
+@pytest.mark.parametrize(
+    "event", [Lost(), Head(500), error("refused", 400), limited("capacity"), DeadlinePassed("header")]
+)
 def test_of_two_attempts_one_may_fail(event: Happening) -> None:
     """The other goes on; when it fails too, neither is tried again."""
     for which, left in (("earlier", "b"), ("later", "a")):
@@ -306,6 +308,17 @@ def test_of_two_attempts_one_may_fail(event: Happening) -> None:
         assert reason_of(event) in (*REASONS, None)
         state, done = play(state, Head(500))
         assert (done, state.current, state.attempts) == (["c"], "c", 3)
+
+
+@pytest.mark.parametrize("event", [limited("edge"), limited("account"), Head(429), Answer(429)])
+def test_after_a_429_that_is_not_tried_again_nobody_else_is_asked(event: Happening) -> None:
+    """The one of two attempts that is left may answer; when it fails, that is the end."""
+    for which in ("earlier", "later"):
+        raced = hedge(start("a", "b", "c")[0])
+        assert raced is not None
+        state, command = race(raced[0], which, event)  # type: ignore[arg-type]
+        assert command == DropOut()
+        assert play(state, Head(500))[1] == [PassBack()]
 
 
 def test_the_last_candidate_has_no_second_beside_it() -> None:

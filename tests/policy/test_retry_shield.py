@@ -28,7 +28,9 @@ def test_one_call_finds_out_whether_the_ban_is_over() -> None:
     fuse = BanFuse(RULES)
     fuse.banned(ONE, None, 0)
     assert [fuse.admit(ONE, 60), fuse.admit(ONE, 60), fuse.admit(ONE, 80), fuse.admit(ONE, 90)] == [0, 30, 10, 0]
-    fuse.answered(ONE)
+    fuse.answered(ONE, 0)  # under way when the ban was met
+    assert fuse.admit(ONE, 91) == 29
+    fuse.answered(ONE, 60)
     assert fuse.admit(ONE, 91) == 0
     assert len(fuse.bans) == 0
 
@@ -72,7 +74,7 @@ def test_nobody_is_locked_out_for_longer_than_the_limit(steps: list[tuple[str, i
             case "banned":
                 assert 0 < fuse.banned(ONE, None, now) <= RULES.longest
             case _:
-                fuse.answered(ONE)
+                fuse.answered(ONE, now + 1)
                 assert fuse.admit(ONE, now) == 0
 
 

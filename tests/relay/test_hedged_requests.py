@@ -4,6 +4,7 @@ import attrs
 import pytest
 from resilient_bench import ALIAS, END, EVENTS, RESILIENT, ROLE, TEXT, Bench
 
+from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.failover import ConnectFailed
 from chutes_autopilot.policy.health import ENOUGH_SAMPLES
 from chutes_autopilot.policy.resilience import Resilience
@@ -105,14 +106,52 @@ def test_the_one_that_goes_on_may_have_begun_already(earlier: bool) -> None:
 
 
 def test_both_are_cancelled_when_the_client_leaves() -> None:
-    """At once."""
+    """At once, and neither counts as outrun by the other."""
     bench = measured()
     exchange = bench.ask()
     bench.wait(2.0)
     exchange.client_gone()
     assert [attempt.running for attempt in bench.attempts] == [False, False]
     (kept,) = bench.relay.decisions.newest(1)
-    assert kept.decision().missing() == ()
+    decision = kept.decision()
+    assert (decision.missing(), [(a.failure, a.followed) for a in decision.attempts]) == (
+        (),
+        [(None, "client_left")] * 2,
+    )
+
+
+def test_both_have_failed_when_the_time_for_the_request_is_over() -> None:
+    """Neither has answered by then."""
+    bench = measured()
+    bench.ask()
+    bench.wait(2.0)
+    bench.wait(600.0)
+    assert bench.error is not None
+    assert bench.error.code == "deadline_exceeded"
+    assert [attempt.running for attempt in bench.attempts] == [False, False]
+    health = bench.relay.health.as_json(bench.clock.seconds())
+    assert [health[name]["failures"] for name in ("a/A", "b/B")] == [1, 1]
+    (kept,) = bench.relay.decisions.newest(1)
+    decision = kept.decision()
+    assert (decision.missing(), [(a.failure, a.followed) for a in decision.attempts]) == (
+        (),
+        [("deadline_exceeded", "gave_up")] * 2,
+    )
+
+
+@pytest.mark.parametrize("rules", [RESILIENT, Resilience()])
+def test_a_ban_that_one_of_them_meets_is_a_ban(rules: Resilience) -> None:
+    """It counts by its kind, and the client's next call is not passed on, though the other one answered."""
+    bench = measured(rules)
+    bench.ask()
+    bench.wait(2.0)
+    bench.last.answers(429, b"<html>nginx</html>", (b"Content-Type", b"text/html"))
+    assert dict(bench.relay.metrics.rate_limits) == {"edge": 1}
+    bench.attempts[0].answers(200, ANSWER, *EVENTS.headers)
+    assert bench.downstream.body == ANSWER
+    with pytest.raises(ApiError) as refusal:
+        bench.ask()
+    assert refusal.value.code == "upstream_ban"
 
 
 def test_a_hedge_needs_samples_room_and_somebody_to_ask() -> None:
@@ -154,3 +193,13 @@ def test_losing_does_not_make_a_model_look_quick() -> None:
     bench.wait(7.0)
     bench.last.answers(200, ANSWER, *EVENTS.headers)
     assert bench.relay.health.as_json(1009)["a/A"]["first_token_ms"] == pytest.approx(2000 + 0.2 * 7000)
+
+
+def test_losing_at_once_does_not_make_a_model_look_quick_either() -> None:
+    """The one begun later had no time to answer."""
+    bench = measured()
+    bench.ask()
+    bench.wait(2.0)
+    bench.wait(0.05)
+    bench.attempts[0].answers(200, ANSWER, *EVENTS.headers)
+    assert bench.relay.health.as_json(1002)["b/B"]["first_token_ms"] == 2000

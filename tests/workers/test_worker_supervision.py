@@ -307,7 +307,7 @@ def test_what_one_worker_finds_failing_all_leave_alone(pair: tuple[World, list[W
     talk([one, three])
     assert three.health.cooling(10.0) == {"a"}
     assert not three.health.started("a", 10.0)
-    one.health.abandoned("a")
+    one.health.abandoned("a", probe=True)
     talk([one, three])
     assert three.health.started("a", 11.0)
     three.health.succeeded("a", None, 12.0)
