@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chutes_autopilot.polling import poll_plainly
+from chutes_autopilot.upstream.connection import UpstreamConnection
 from chutes_autopilot.upstream.direct import TOGETHER, best_write
 
 
@@ -151,7 +152,7 @@ class Listening:
 class Line:
     """A transport of Twisted's own, as a server accepts it, with its peer."""
 
-    def __init__(self, reactor: Any, protocol: Connected) -> None:
+    def __init__(self, reactor: Any, protocol: Any) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.peer = socket.create_connection(listening.getsockname(), 5)
             ours, address = listening.accept()
@@ -381,6 +382,73 @@ def test_a_connection_that_is_lost_in_the_turn_takes_its_bytes_along(world: Worl
     line.turns()
     assert (line.peer.recv(9), other.peer.recv(9)) == (b"", b"kept")
     other.peer.close()
+
+
+def test_an_aborted_connection_sends_nothing_more(world: World, line: Line) -> None:
+    """Neither what was gathered before nor what comes later in the turn, or after it."""
+    send = best_write(line.transport)
+
+    def answer() -> None:
+        send(line.transport, b"gathered")
+        line.transport.abortConnection()
+        send(line.transport, b"late")
+
+    line.protocol.then = answer
+    line.peer.send(b"x")
+    line.turns()
+    send(line.transport, b"later")
+    line.turns()
+    with pytest.raises(ConnectionResetError):
+        line.peer.recv(9)
+
+
+class Upstream:
+    """What an upstream connection tells its holder and its receiver."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.connection = UpstreamConnection(self, secure=False)
+
+    def made(self, connection: UpstreamConnection) -> None:
+        pass
+
+    opened = made
+
+    def wrote(self) -> None:
+        pass
+
+    def idle(self, connection: UpstreamConnection) -> None:
+        self.told.append("idle")
+
+    def spoiled(self, connection: UpstreamConnection) -> None:
+        self.told.append("spoiled")
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        self.told.append("lost")
+
+    def broken(self) -> None:
+        self.told.append(("broken", self.connection.silent))
+
+    def answer(self, head: object, data: bytes) -> None:
+        self.told.append(data)
+
+    head = body = end = broken
+
+
+def test_an_answer_to_a_request_that_was_not_sent_is_none(world: World, line: Line) -> None:
+    """A second answer to the request before: the next one, gathered in the same turn, must not get it, nor be sent."""
+    upstream = Upstream()
+    other = Line(world.reactor, upstream.connection)
+    line.protocol.then = lambda: upstream.connection.send(b"POST", upstream)
+    line.peer.send(b"x")
+    other.peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray")
+    line.reactor.runUntilCurrent()
+    line.reactor.doIteration(0.2)
+    assert upstream.told == ["spoiled", ("broken", True)]
+    line.turns(2)
+    assert upstream.told[2:] == ["lost"]
+    with pytest.raises(ConnectionResetError):
+        other.peer.recv(9)
 
 
 class Busy:

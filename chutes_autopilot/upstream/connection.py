@@ -9,7 +9,7 @@ from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chutes_autopilot.upstream.direct import Write, best_write, queue
+from chutes_autopilot.upstream.direct import Write, best_write, is_unsent, queue
 from chutes_autopilot.wire.http1 import (
     REUSABLE,
     Body,
@@ -64,6 +64,9 @@ class ConnectionHolder(TypingProtocol):
     def idle(self, connection: "UpstreamConnection") -> None:
         """A response ended cleanly in a way that allows another request."""
 
+    def spoiled(self, connection: "UpstreamConnection") -> None:
+        """It is about to be closed, for it said what nobody had asked for; `lost` follows."""
+
     def lost(self, connection: "UpstreamConnection") -> None:
         """The connection is gone, whoever closed it; called once."""
 
@@ -85,6 +88,7 @@ class UpstreamConnection(Protocol):
         self.holder = holder
         self._secure = secure
         self._write: Write = queue
+        self._gathers = False  # whether sends may wait for the end of the turn
         self._receiver: ResponseReceiver | None = None
         self._parser: ResponseParser | None = None  # made for a response that does not come in one piece
         self._shape: HeadShape | None = None  # of the last answer that came in one piece
@@ -97,6 +101,7 @@ class UpstreamConnection(Protocol):
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
         self._write = best_write(self.transport)
+        self._gathers = self._write is not queue
         if isinstance(self.transport, Connection):
             self.transport.protocol = self  # not the endpoint's wrapper, which has had its say: one call less a read
         self.holder.made(self)
@@ -146,12 +151,15 @@ class UpstreamConnection(Protocol):
         self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
+        if self._gathers and self.transport._tempDataBuffer and is_unsent(self.transport):
+            self._spoiled()  # the request has not been sent, so this is no answer to it
+            return
         self.silent = False
         parser = self._parser
         if parser is None:
             receiver = self._receiver
             if receiver is None:
-                self.abort()  # bytes that no request asked for
+                self._spoiled()
                 return
             shape = self._shape
             whole = None if shape is None else shape.whole(data)
@@ -181,6 +189,14 @@ class UpstreamConnection(Protocol):
             self._receiver.body(last.data, last.framed)
         else:
             self._deliver(events)
+
+    def _spoiled(self) -> None:
+        """Bytes came that no request has asked for."""
+        receiver = self._receiver
+        self.holder.spoiled(self)  # now, for it is lost only after this turn, and would be given to others meanwhile
+        self.abort()
+        if receiver is not None:
+            receiver.broken()
 
     def _release(self, reusable: bool) -> None:
         """The response is complete: the connection is the pool's again, or at its end."""

@@ -52,8 +52,12 @@ class Sends:
                 self.flush()
         elif transport.disconnecting or transport._writeDisconnecting or transport._writeDisconnected:
             transport.write(data)
-        elif transport.connected:
+        elif transport.connected and not transport._aborting:
             _send(transport, data)
+
+    def waits(self, transport: Any) -> bool:
+        """Whether nothing of what was last given to a transport has been sent, or was told to Twisted."""
+        return any(waiting is transport for waiting in self._waiting)
 
     def flush(self) -> None:
         """Send what was gathered."""
@@ -64,7 +68,13 @@ class Sends:
         for transport in waiting:
             try:
                 buffered = transport._tempDataBuffer
-                if len(buffered) != 1 or transport.dataBuffer or not transport.connected or transport.disconnecting:
+                if (
+                    len(buffered) != 1
+                    or transport.dataBuffer
+                    or not transport.connected
+                    or transport.disconnecting
+                    or transport._aborting
+                ):
                     _flush(transport)
                     continue
                 data = buffered.pop()  # nearly always; what follows is `_send`, without its call
@@ -82,6 +92,9 @@ class Sends:
 
 def _flush(transport: Any) -> None:
     buffered = transport._tempDataBuffer
+    if transport._aborting:
+        buffered.clear()
+        return
     if transport.dataBuffer or not buffered:
         return  # the reactor writes it, or has done so
     if transport.disconnecting or (transport._writeDisconnecting and not transport._writeDisconnected):
@@ -119,6 +132,12 @@ def best_write(transport: Any) -> Write:
         return queue
     sends: Sends = getattr(transport.reactor, SENDS, None) or Sends()
     return sends.write
+
+
+def is_unsent(transport: Any) -> bool:
+    """Whether nothing of what was last given to a transport by `best_write` has been sent."""
+    sends: Sends | None = getattr(getattr(transport, "reactor", None), SENDS, None)
+    return sends is not None and sends.waits(transport)
 
 
 SENDS = "chutes_autopilot_sends"

@@ -96,6 +96,9 @@ class Opening:
     def idle(self, connection: UpstreamConnection) -> None:
         raise AssertionError("a connection without a request has none to end")
 
+    def spoiled(self, connection: UpstreamConnection) -> None:
+        pass  # it hears that it is lost, as of any that fails
+
     def lost(self, connection: UpstreamConnection) -> None:
         self._pool.lost(connection)
         if connection in self._connected:

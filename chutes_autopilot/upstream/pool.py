@@ -100,6 +100,9 @@ class _Origin:
     def idle(self, connection: UpstreamConnection) -> None:
         self.pool.released(self, connection)
 
+    def spoiled(self, connection: UpstreamConnection) -> None:
+        self.pool.withdraw(self, connection)
+
     def lost(self, connection: UpstreamConnection) -> None:
         self.pool.lost(connection)
 
@@ -224,16 +227,20 @@ class ConnectionPool:
         if self._sweep is None:
             self._sweep = self.clock.callLater(self.idle_timeout, self._close_expired)
 
-    def lost(self, connection: UpstreamConnection) -> None:
-        """A connection is gone."""
-        origin = self._open.pop(connection)
+    def withdraw(self, origin: _Origin, connection: UpstreamConnection) -> bool:
+        """Give a connection to nobody any more; whether it was idle."""
         for index, (idle, _) in enumerate(origin.idle_until):
             if idle is connection:
                 del origin.idle_until[index]
                 self.idle_count -= 1
-                if idle.silent and origin.prewarming is not None:
-                    origin.prewarming.pause()
-                break
+                return True
+        return False
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """A connection is gone."""
+        origin = self._open.pop(connection)
+        if self.withdraw(origin, connection) and connection.silent and origin.prewarming is not None:
+            origin.prewarming.pause()
         if not self.idle_count:
             self._stop_sweeping()
         self._dial_waiting()
