@@ -15,6 +15,9 @@ from chutes_autopilot.wire.headers import Header, downstream_response_headers, h
 MAX_HEAD_BYTES = 65536
 MAX_HEADERS = 256
 MAX_INFORMATIONAL = 16
+MAX_SHAPE_BYTES = 2048
+"""The longest head of which a shape is made: that takes a millisecond for a usual one, and a tenth of a second for the
+longest head there may be."""
 MAX_CHUNK_LINE_BYTES = 4096
 MAX_TRAILER_BYTES = 16384
 
@@ -452,6 +455,8 @@ def _line_of_shape(name: bytes, value: bytes) -> bytes:
 
 def shape_of(head: ResponseHead) -> HeadShape | None:
     """The shape of a head that `whole_response` found; None where its answer is not the usual one."""
+    if len(head.block) > MAX_SHAPE_BYTES:
+        return None
     plain = head.status == 200 and all(value == value.strip() for value in head.index.values())
     return HeadShape(head) if plain else None
 

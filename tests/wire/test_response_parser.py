@@ -292,3 +292,10 @@ def test_a_shape_takes_other_times_ids_and_lengths_and_no_other_kind_of_answer()
     assert found is not None
     assert (found[0].index[b"content-length"], found[1]) == (b"12", b"x" * 12)
     assert shape.whole(answer(b"text/event-stream", 7)) is None
+
+
+def test_an_unusually_long_head_has_no_shape() -> None:
+    """To make one would hold everybody up for as long as reading it a hundred times."""
+    found = whole_response(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nX-Long: " + b"x" * 2048 + b"\r\n\r\nx")
+    assert found is not None
+    assert shape_of(found[0]) is None
