@@ -232,6 +232,8 @@ def build(
         service.grace = new.shutdown_grace
         site.limits = client_limits(new)
         rules = _routing_rules(new, relay.rules.client_key_secret)
+        if rules.trusted_proxies != relay.rules.trusted_proxies:
+            connections.forget_clients()
         for each in relays:
             each.rules = rules
             each.health.apply(_cooldown_rules(new))

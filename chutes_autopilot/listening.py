@@ -86,7 +86,7 @@ class ListeningService(Service):
         self._endpoints = endpoints
         self._factory = factory
         self._connections = connections
-        connections.full_changed = self._full_changed
+        connections.when_full.append(self._full_changed)
         self._full_logged: float | None = None
         self._waiting: list[Deferred[None]] = []
         self._ports: list[IListeningPort] = []

@@ -13,10 +13,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import CannotListenError, ConnectError
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.tcp import Port
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import formatEvent, globalLogPublisher
 
 from chutes_autopilot.listening import ListeningService, check_endpoint
+from chutes_autopilot.web.channel import GatewayChannel
 from chutes_autopilot.web.connections import ClientConnections
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
@@ -37,6 +39,23 @@ def log() -> Iterator[list[str]]:
 
 def listening_on(*endpoints: str) -> ListeningService:
     return ListeningService(reactor, endpoints, Factory.forProtocol(Protocol), ClientConnections(1))
+
+
+async def test_every_port_stops_accepting_while_the_connections_are_full() -> None:
+    """The operator's too, which has a service of its own."""
+    connections = ClientConnections(1)
+    services = [ListeningService(reactor, (LOOPBACK,), Factory.forProtocol(Protocol), connections) for _ in range(2)]
+    for service in services:
+        service.privilegedStartService()
+        service.startService()
+    accepting = [len([port for port in reactor.getReaders() if isinstance(port, Port)])]
+    client = GatewayChannel()
+    for happened in (connections.opened, connections.closed):
+        happened(client)
+        accepting.append(len([port for port in reactor.getReaders() if isinstance(port, Port)]))
+    for service in services:
+        await service.stopService()
+    assert (accepting[0] - accepting[1], accepting[2] - accepting[1]) == (2, 2)
 
 
 async def is_open(endpoint: str) -> bool:

@@ -108,6 +108,10 @@ class FrontChannel(GatewayChannel):
         """Hold that of the request under way no longer: the next one is read anew."""
         self._last_head = self._named = None
 
+    def forget_client(self) -> None:
+        """The next request may have the same head, but what it says of its sender is read anew."""
+        self._named = None
+
     def _may_continue(self, written: int) -> bool:
         return written == 0 if self._downstream is not None else super()._may_continue(written)
 

@@ -15,12 +15,11 @@ class ClientConnection(Protocol):
     def close_if_idle(self) -> None:
         """Close, unless a request is being received or answered."""
 
+    def forget_client(self) -> None:
+        """Find out anew with the next request who the client is."""
+
     def forceAbortClient(self) -> None:
         """Reset at once."""
-
-
-def _nobody_listens(_full: bool) -> None:
-    pass
 
 
 @attrs.define(eq=False)
@@ -30,14 +29,14 @@ class ClientConnections:
     :param bodies: for the bodies of the requests on all of them.
     :ivar draining: the service is stopping: every answer is now the last one of its connection, and says so.
     :ivar idle_closed: and connections without a request are closed, from now on as soon as their answer is over.
-    :ivar full_changed: called with whether no further connection may be taken, each time that changes.
+    :ivar when_full: called with whether no further connection may be taken, each time that changes.
     """
 
     _limit: int
     bodies: BodyRoom = attrs.field(factory=BodyRoom)
     draining: bool = attrs.field(default=False, init=False)
     idle_closed: bool = attrs.field(default=False, init=False)
-    full_changed: Callable[[bool], None] = attrs.field(default=_nobody_listens, init=False)
+    when_full: list[Callable[[bool], None]] = attrs.field(factory=list, init=False)
     _open: set[ClientConnection] = attrs.field(factory=set, init=False)
     _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
@@ -50,7 +49,7 @@ class ClientConnections:
     def limit(self, limit: int) -> None:
         was_full, self._limit = self.full, limit
         if was_full != self.full:
-            self.full_changed(self.full)
+            self._full_changed()
 
     @property
     def free(self) -> int:
@@ -69,18 +68,23 @@ class ClientConnections:
         """A connection was taken."""
         self._open.add(connection)
         if len(self._open) == self._limit:
-            self.full_changed(True)
+            self._full_changed()
 
     def closed(self, connection: ClientConnection) -> None:
         """A connection is gone."""
         was_full = self.full
         self._open.discard(connection)
         if was_full and not self.full:
-            self.full_changed(False)
+            self._full_changed()
         if not self._open:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
                 waiter.callback(None)
+
+    def _full_changed(self) -> None:
+        full = self.full
+        for listener in self.when_full:
+            listener(full)
 
     def gone(self) -> Deferred[None]:
         """Fires when no connection is open; may be cancelled."""
@@ -95,6 +99,11 @@ class ClientConnections:
         self.idle_closed = True
         for connection in tuple(self._open):
             connection.close_if_idle()
+
+    def forget_clients(self) -> None:
+        """What tells clients apart has changed."""
+        for connection in tuple(self._open):
+            connection.forget_client()
 
     def abort(self) -> None:
         """Reset every connection."""

@@ -163,6 +163,9 @@ class TimedChannel(HTTPChannel):
         if self.idle:
             self.close_soon(CUT_SECONDS)
 
+    def forget_client(self) -> None:
+        """Find out anew with the next request who the client is, as is done here with each."""
+
     def forceAbortClient(self) -> None:
         """As in twisted.web, without its log line, which holds the client's address."""
         if self._abortingCall is not None and self._abortingCall.active():

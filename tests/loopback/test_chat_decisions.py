@@ -5,6 +5,8 @@ import json
 import pytest
 from loopback_peers import ScriptedUpstream, StartGateway, answer
 
+from chutes_autopilot.settings import read_settings
+
 ALIAS = "chutesai/AutoPilot"
 ALICE, BOB = b"Authorization: Bearer alice", b"Authorization: Bearer bob"
 
@@ -46,6 +48,19 @@ async def test_a_record_without_a_credential_is_for_its_address(start_gateway: S
         asking = ((here,), (there,), (), (here, ALICE))
         answers = [await gateway.get("/v1/autopilot/decisions/r1", *headers) for headers in asking]
         assert [response.status for response in answers] == statuses
+
+
+async def test_a_proxy_that_is_trusted_no_more_is_not_believed_on_open_connections(start_gateway: StartGateway) -> None:
+    """The next request with the same head has another sender."""
+    trusting = {"TRUST_PROXY_HEADERS": "true", "TRUSTED_PROXY_CIDRS": "127.0.0.1"}
+    gateway = await start_gateway(**trusting)
+    client = await gateway.connect()
+    for status in (404, 200):
+        client.received = b""
+        client.post(b'{"model":"a/A"}', b"X-Forwarded-For: 192.0.2.1", b"X-Request-Id: r1")
+        await client.complete()
+        assert (await gateway.get("/v1/autopilot/decisions/r1")).status == status
+        gateway.service.apply(read_settings({**trusting, "TRUSTED_PROXY_CIDRS": "192.0.2.9"}, lambda path: ""))
 
 
 async def test_a_refused_request_leaves_a_record_too(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:
