@@ -102,6 +102,8 @@ class ApiError(Exception):
         self.param = param
         self.headers = headers
         self.type = error_type or _type(code)
+        self.left_out: tuple[Mapping[str, str], Mapping[str, str]] | None = None
+        """Where no model is left: each that was passed over, by the part of an alias or the requirement it lacks."""
 
     def body(self) -> bytes:
         """The JSON body; all four keys are always there (OpenAI API reference, error object)."""

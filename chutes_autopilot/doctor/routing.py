@@ -59,10 +59,11 @@ def check_models(settings: Settings, catalog: Catalog, ranking: Sequence[Ranked]
             continue
         try:
             read_model_field(
-                own.expand(name, catalog.ids),
+                name,
                 catalog.ids,
                 max_items=settings.max_model_list_items,
                 unknown=settings.unknown_models,
+                own=own,
             )
         except ApiError as error:
             refused += 1

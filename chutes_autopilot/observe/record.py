@@ -60,6 +60,8 @@ class RequestRecord(msgspec.Struct, eq=False, gc=False):
     endpoint: str = "chat"
     continuations: Sequence[AttemptRecord] = ()
     """The attempts to continue the stream that was committed to, the last of ``attempts``."""
+    too_long_for: tuple[str, ...] = ()
+    """Candidates left out because another one's answer said how long the request is."""
     continued_by: str | None = None
     """The model whose text went on behind that of the selected one: that of the last of ``continuations``."""
 

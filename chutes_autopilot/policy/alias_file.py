@@ -48,23 +48,29 @@ class OwnAliases:
     by_name: Mapping[str, tuple[str, ...]]
 
     def expand(self, model: str, known: Set[str]) -> str:
-        """The ``model`` value that is meant; unchanged where it names none of these aliases.
+        """A ``model`` value as it is told of, each of these aliases in it replaced; unchanged where it names none.
 
-        An alias in a list is replaced in its place. ``:THINKING`` behind an alias goes to each of its models.
+        Not to be read again: what stands at the end of a list of the client's own may hold for all of it.
 
         :param known: the catalog's names, which win.
         """
         if not self.by_name or model in known:
             return model
         if "," not in model:
-            return ",".join(self._items(model.strip(_SPACE), known) or (model,))
+            return ",".join(self.items(model.strip(_SPACE), known) or (model,))
         parts = [part.strip(_SPACE) for part in model.split(",")]
-        expanded = [self._items(part, known) for part in parts]
+        expanded = [self.items(part, known) for part in parts]
         if not any(expanded):
             return model
         return ",".join(name for part, items in zip(parts, expanded, strict=True) for name in items or (part,))
 
-    def _items(self, name: str, known: Set[str]) -> tuple[str, ...]:
+    def items(self, name: str, known: Set[str]) -> tuple[str, ...]:
+        """What one name stands for; nothing where it is none of these aliases.
+
+        ``:THINKING`` behind an alias goes to each of its models.
+
+        :param known: the catalog's names, which win.
+        """
         if name in known:
             return ()
         plain = name.removesuffix(_THINKING)

@@ -69,6 +69,11 @@ class Wanted:
             found.append(self.order)
         return "".join(f":{part}" for part in found)
 
+    @property
+    def narrows(self) -> bool:
+        """Whether there may be models that are not wanted."""
+        return evolve(self, order="") != ANY
+
     def unmet(self, offer: Offer) -> str | None:
         """The first part that a model is not known to keep, as canonically spelled; None where it keeps all."""
         if self.tee and offer.confidential is not True:

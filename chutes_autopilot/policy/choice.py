@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.aliases import ANY, Order, Wanted
-from chutes_autopilot.policy.capability import capable
+from chutes_autopilot.policy.capability import capable, verdict
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, PreferenceList
 from chutes_autopilot.policy.model_offers import Offers
@@ -104,9 +104,15 @@ class Chooser:
             return self._measured(names, alias.wanted.order, now)
 
         entries = expanded(asked, ranked)
-        if not entries and unwanted:
-            self._refuse(unwanted, asked)
-        able = capable(need, (entry.base for entry in entries), self.known.offers, sure=mode == "list")
+        try:
+            if not entries and unwanted:
+                self._refuse(unwanted, asked)
+            able = capable(need, (entry.base for entry in entries), self.known.offers, sure=mode == "list")
+        except ApiError as error:
+            offers = self.known.offers
+            verdicts = {entry.base: verdict(need, offers.of(entry.base), sure=True) for entry in entries}
+            error.left_out = unwanted, {name: lacks for name, lacks in verdicts.items() if lacks is not None}
+            raise
         entries = _in_order(entries, able.models)
         order = asked.order if isinstance(asked, PreferenceList) else asked.wanted.order
         if isinstance(asked, PreferenceList) and order:
@@ -157,7 +163,7 @@ class Chooser:
     def _refuse(self, unwanted: Mapping[str, str], asked: Alias | PreferenceList) -> NoReturn:
         """There are models, and an alias wants none of them: the request's fault, unless the operator narrows it."""
         aliases = [asked] if isinstance(asked, Alias) else [item for item in asked.items if isinstance(item, Alias)]
-        if not any(alias.wanted.parts for alias in aliases):
+        if not any(alias.wanted.narrows for alias in aliases):
             raise no_candidates("No confidential model is available at the moment")
         missing = ", ".join(sorted(set(unwanted.values())))
         raise ApiError("no_capable_candidate", f"No live model keeps all parts of the alias: {missing}.", param="model")

@@ -8,7 +8,7 @@ invented: ``:latency`` and ``:throughput`` in any case, ``:THINKING`` in upper c
 """
 
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from difflib import get_close_matches
 from heapq import nlargest
 from itertools import islice
@@ -17,6 +17,7 @@ from typing import Literal
 from attrs import frozen
 
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
 from chutes_autopilot.policy.aliases import ALIASES, ANY, Order, Wanted, read_composed_alias
 
 MAX_MODEL_LENGTH = 1024
@@ -99,26 +100,38 @@ def base_of(model: str, known: Set[str]) -> str:
     return plain or model
 
 
-def read_model_field(model: str, known: Set[str], *, max_items: int, unknown: Literal["refuse", "pass"]) -> ModelField:
+def read_model_field(
+    model: str,
+    known: Set[str],
+    *,
+    max_items: int,
+    unknown: Literal["refuse", "pass"],
+    own: OwnAliases = NO_ALIASES,
+) -> ModelField:
     """Tell what a checked ``model`` value asks for.
 
     :param model: what check_model_value returned.
     :param known: the catalog's names; with none of them nothing is validated.
     :param max_items: the longest list, counted after empties and repetitions are dropped.
     :param unknown: whether names outside the catalog are refused or passed to the upstream.
+    :param own: the operator's aliases. What one stands for is read item by item, and takes its place: a suffix of the
+        last item is no suffix of the list.
     :raises ApiError: invalid_model_list, unknown_model.
     """
     if model in known:
         return Direct(model, model)
-    if "," not in model:
-        field: ModelField = _read_item(model, known)
+    items = own.items(model.strip(_ASCII_SPACE), known)
+    if items:
+        field: ModelField = _listed(items, known, max_items)
+    elif "," not in model:
+        field = _read_item(model, known)
     elif base_of(model, known) in known:
         field = Direct(model, base_of(model, known))
     else:
-        field = _read_list(model, known, max_items)
+        field = _read_list(model, known, max_items, own)
     if known and unknown == "refuse":
-        items = field.items if isinstance(field, PreferenceList) else (field,)
-        strange = [i for i in items if isinstance(i, Direct) and i.base not in known and i.base != _USER_POOL]
+        asked = field.items if isinstance(field, PreferenceList) else (field,)
+        strange = [i for i in asked if isinstance(i, Direct) and i.base not in known and i.base != _USER_POOL]
         if strange:
             raise _unknown_models(strange, known)
     return field
@@ -135,7 +148,14 @@ def _read_item(model: str, known: Set[str]) -> Alias | Direct:
     return Direct(model, base)
 
 
-def _read_list(text: str, known: Set[str], max_items: int) -> PreferenceList:
+def _listed(names: Sequence[str], known: Set[str], max_items: int) -> Alias | PreferenceList:
+    """What an alias of the operator's stands for; one model is a list, for its name has to be written into the body."""
+    if len(names) == 1 and isinstance(item := _read_item(names[0], known), Alias):
+        return item
+    return _list_of(names, known, max_items)
+
+
+def _read_list(text: str, known: Set[str], max_items: int, own: OwnAliases) -> PreferenceList:
     text = text.strip(_ASCII_SPACE)
     suffix = ""
     if text.endswith(_THINKING) and _last_item(text) not in known:
@@ -148,6 +168,10 @@ def _read_list(text: str, known: Set[str], max_items: int) -> PreferenceList:
     names = [name for part in text.split(",") if (name := part.strip(_ASCII_SPACE))]
     if suffix:
         names = [n if n.endswith(suffix) and n not in known else n + suffix for n in names]
+    return _list_of([item for name in names for item in own.items(name, known) or (name,)], known, max_items, order)
+
+
+def _list_of(names: Sequence[str], known: Set[str], max_items: int, order: Order = "") -> PreferenceList:
     # the two spellings of the alias are one item: they read as equal values
     items = tuple(dict.fromkeys(_read_item(name, known) for name in names))
     if not 1 <= len(items) <= max_items:

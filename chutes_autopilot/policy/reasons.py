@@ -89,6 +89,16 @@ class Reasons:
     snapshot: int = 0
     sorted_by: Order = ""
 
+    def without(self, names: Collection[str]) -> "Reasons":
+        """The same where an answer has shown of some models that the request is too long for them."""
+        candidates = (
+            attrs.evolve(each, verdict="incapable", reason="context")
+            if each.model in names and each.verdict == "planned"
+            else each
+            for each in self.candidates
+        )
+        return attrs.evolve(self, candidates=tuple(candidates)) if names else self
+
     def as_json(self) -> dict[str, Any]:
         """All of it."""
         return {

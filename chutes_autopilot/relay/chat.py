@@ -24,7 +24,7 @@ from chutes_autopilot.policy.decision import RecentDecisions
 from chutes_autopilot.policy.failover import begin
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.hedging import HedgeBudget
-from chutes_autopilot.policy.model_field import Direct, PreferenceList, check_model_value, read_model_field
+from chutes_autopilot.policy.model_field import check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
 from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
 from chutes_autopilot.policy.reasons import Reasons, reasons
@@ -40,7 +40,7 @@ from chutes_autopilot.relay.recall import Recall, RecalledExchange
 from chutes_autopilot.relay.resilient_exchange import ResilientExchange
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.body import ChatBody, read_chat_body
-from chutes_autopilot.wire.headers import header_lines
+from chutes_autopilot.wire.headers import EXPLAIN, header_lines
 from chutes_autopilot.wire.http1 import ResponseHead
 
 _NO_NEED = Need()
@@ -141,12 +141,12 @@ class ChatRelay:
                 raise _overloaded()
             body = read_chat_body(call.body)
             record.stream = body.stream
-            if rules.ban_fuse and self.fuse.bans:
+            explained = Explained(record, None, rules.profile)
+            exchange = self._routed(call, body, explained, downstream, open_upstream, ended)
+            if rules.ban_fuse and self.fuse.bans:  # by now it is sound: it may be the one that finds out
                 banned = self.fuse.admit(self.owner(call.client), record.received)
                 if banned:
                     raise ban_refusal(banned)
-            explained = Explained(record, None, rules.profile)
-            exchange = self._routed(call, body, explained, downstream, open_upstream, ended)
             owner = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
             self.decisions.keep(explained, owner)
             if self.recall is None or exchange.key is None:
@@ -158,7 +158,10 @@ class ChatRelay:
             return RecalledExchange(exchange, recalling, again)
         except ApiError as error:
             self._refused(record, error)
-            self.decisions.keep(Explained(record, None, self.rules.profile), self.owner(call.client))
+            refused = Explained(record, None, self.rules.profile, self._reasons_against(error, call, record))
+            self.decisions.keep(refused, self.owner(call.client))
+            if call.client.explain:
+                error.headers += ((EXPLAIN, refused.decision().summary()),)
             raise
         except Exception:  # noqa: BLE001 - reported
             events.failed_unexpectedly(Failure(), "reading a request")
@@ -295,6 +298,26 @@ class ChatRelay:
         record.ended = self.clock.seconds()
         self.finished(record)
 
+    def _reasons_against(self, error: ApiError, call: ChatCall, record: RequestRecord) -> Reasons | None:
+        """Why there was nothing to choose from, where that is why a request was refused."""
+        if error.left_out is None:
+            return None
+        unwanted, incapable = error.left_out
+        body, snapshot = read_chat_body(call.body), self.snapshots.current
+        model = check_model_value(body.model)
+        return reasons(
+            asked=model,
+            mode=record.mode,
+            planned=(),
+            ranking=snapshot.ranking,
+            considered=(),
+            incapable=incapable,
+            unwanted=unwanted,
+            cooling=(),
+            needs=read_need(body.members, len(call.body), body.flat).requires,
+            snapshot=snapshot.id,
+        )
+
     def _routed(
         self,
         call: ChatCall,
@@ -374,11 +397,10 @@ class ChatRelay:
     ) -> Route:
         rules = self.rules
         known = snapshot.catalog.ids if snapshot.catalog is not None else frozenset()
-        meant = rules.own_aliases.expand(model, known)
-        asked = read_model_field(meant, known, max_items=rules.max_list_items, unknown=rules.unknown_models)
-        self.endpoint.check(asked, renamed=meant != model)
-        if isinstance(asked, Direct) and meant != model:
-            asked = PreferenceList((asked,))  # an alias for one model: its name has to be written into the body
+        own = rules.own_aliases
+        meant = own.expand(model, known)
+        asked = read_model_field(model, known, max_items=rules.max_list_items, unknown=rules.unknown_models, own=own)
+        self.endpoint.check(asked)
         record.mode = mode_of(asked)
         limit = rules.limits.max_attempts
         chooser = Chooser(snapshot, self.health, limit, rules.require_tee)

@@ -34,15 +34,12 @@ class Endpoint:
     chunks: bool = True
     continues: bool = False
 
-    def check(self, asked: ModelField, *, renamed: bool) -> None:
-        """Raise ApiError invalid_model where ``model`` asks for what cannot be done here.
-
-        :param renamed: the client wrote an alias of the operator's.
-        """
+    def check(self, asked: ModelField) -> None:
+        """Raise ApiError invalid_model where ``model`` asks for what cannot be done here."""
         if self.takes == "any":
             return
         if self.takes == "one":
-            if renamed or not isinstance(asked, Direct):
+            if not isinstance(asked, Direct):
                 raise _unfit(self, "must be one model by name: the request is forwarded as it came")
             return
         items = asked.items if isinstance(asked, PreferenceList) else (asked,)

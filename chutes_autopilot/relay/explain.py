@@ -6,6 +6,7 @@ import msgspec
 
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.decision import AttemptView, Decision, Followed
+from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.policy.resilience import HEDGE_LOST
 from chutes_autopilot.relay.exchange import Route
 
@@ -14,11 +15,13 @@ class Explained(msgspec.Struct, eq=False):
     """One request, under way or over.
 
     :param route: None where it was refused before anything could be chosen.
+    :param refusal: the reasons for that, where there are some.
     """
 
     record: RequestRecord
     route: Route | None
     profile: str = "standard"
+    refusal: Reasons | None = None
 
     @property
     def request_id(self) -> str:
@@ -27,14 +30,13 @@ class Explained(msgspec.Struct, eq=False):
 
     def decision(self) -> Decision:
         """All that is known of it by now."""
-        record, route = self.record, self.route
-        selected = record.selected
+        record, selected = self.record, self.record.selected
         return Decision(
             record.request_id,
             record.received,
             record.stream,
             self.profile,
-            None if route is None or route.why is None else route.why(),
+            self._reasons(),
             self._attempts(),
             None if selected is None else self._base(selected),
             record.status,
@@ -44,6 +46,12 @@ class Explained(msgspec.Struct, eq=False):
             record.outcome,
             record.endpoint,
         )
+
+    def _reasons(self) -> Reasons | None:
+        route = self.route
+        if route is None or route.why is None:
+            return self.refusal
+        return route.why().without({route.plan.base(model) for model in self.record.too_long_for})
 
     def _attempts(self) -> tuple[AttemptView, ...]:
         record, views = self.record, []

@@ -165,7 +165,8 @@ class ResilientExchange(Exchange, kw_only=True):
             self._relay.rate_limited(self, event.limit, record)
 
     def _name_skipped(self, models: tuple[str, ...]) -> None:
-        """Say which items of a list were left out."""
+        """Say which candidates were left out; the items of a list in a header too."""
+        self._record.too_long_for += models
         if models and self.route.plan.mode == "list":
             named = (self.route.skipped, skipped_header(dict.fromkeys(models, "context")))
             self.route = attrs.evolve(self.route, skipped=b", ".join(filter(None, named)))

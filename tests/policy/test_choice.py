@@ -143,9 +143,10 @@ def test_an_operator_may_require_confidential_models() -> None:
     assert chosen(ALIAS, require_tee=True).plan.candidates == ("long",)
     assert chosen(f"text,{ALIAS}", require_tee=True).plan.candidates == ("text", "long")
     health, offers = FleetHealth(), Offers()
-    asked = read_model_field(ALIAS, frozenset(), max_items=8, unknown="refuse")
-    with pytest.raises(ApiError, match="no_candidates"):
-        Chooser(World(offers=offers), health, 8, require_tee=True).choose(asked, ANYTHING, Client(), 100.0)
+    for alias in (ALIAS, f"{ALIAS}:fast"):
+        asked = read_model_field(alias, frozenset(), max_items=8, unknown="refuse")
+        with pytest.raises(ApiError, match="no_candidates"):
+            Chooser(World(offers=offers), health, 8, require_tee=True).choose(asked, ANYTHING, Client(), 100.0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from chutes_autopilot.policy.alias_file import (
     read_alias_file,
 )
 from chutes_autopilot.policy.aliases import ANY, EXAMPLES, ComposedAlias, Wanted, read_composed_alias, read_parts
-from chutes_autopilot.policy.model_field import Direct, PreferenceList, read_model_field
+from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, PreferenceList, read_model_field
 from chutes_autopilot.policy.model_offers import UNKNOWN, Offer
 
 NONE: frozenset[str] = frozenset()
@@ -187,11 +187,30 @@ def test_an_alias_stands_for_its_models(model: str, meant: str) -> None:
     assert aliases.expand(model, frozenset(("listed",))) == meant
 
 
-def test_an_expansion_reads_as_the_list_it_is() -> None:
-    """What an alias stands for goes through the same grammar as a list of the client's own."""
+A, B, C = (Direct(name, name) for name in "abc")
+THOUGHTFUL = {name: Direct(f"{name}:THINKING", name) for name in "abc"}
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"),
+    [
+        ("two,c,a", PreferenceList((A, B, C))),
+        ("one", PreferenceList((A,))),
+        ("fast", Alias(wanted=Wanted(order="throughput"))),
+        # what stands at the end of an alias is its last item's, not the list's
+        ("deep", PreferenceList((A, THOUGHTFUL["b"]))),
+        ("c,deep", PreferenceList((C, A, THOUGHTFUL["b"]))),
+        ("c,fast", PreferenceList((C, Alias(wanted=Wanted(order="throughput"))))),
+        # what the client writes there is
+        ("c,two:THINKING", PreferenceList((THOUGHTFUL["c"], THOUGHTFUL["a"], THOUGHTFUL["b"]))),
+        ("c,two:latency", PreferenceList((C, A, B), "fast")),
+    ],
+)
+def test_an_alias_is_read_item_by_item(model: str, asked: ModelField) -> None:
+    """In its place in a list, each model once; one model is a list, whose name is written into the body."""
     known = frozenset(("a", "b", "c"))
-    asked = read_model_field(own(two=["a", "b"]).expand("two,c,a", known), known, max_items=8, unknown="refuse")
-    assert asked == PreferenceList(tuple(Direct(name, name) for name in "abc"))
+    aliases = own(two=["a", "b"], one=["a"], deep=["a", "b:THINKING"], fast=":throughput")
+    assert read_model_field(model, known, max_items=8, unknown="refuse", own=aliases) == asked
 
 
 @pytest.mark.parametrize(

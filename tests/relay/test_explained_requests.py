@@ -1,7 +1,10 @@
 """The record of a finished request explains it, however it ended."""
 
+import attrs
 import pytest
+from resilient_bench import CLIENT, Bench
 
+from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.failover import Timeouts, begin
 from chutes_autopilot.policy.model_field import Direct
@@ -9,6 +12,7 @@ from chutes_autopilot.policy.plan import make_plan
 from chutes_autopilot.policy.reasons import Reasons, reasons
 from chutes_autopilot.relay.exchange import Route
 from chutes_autopilot.relay.explain import Explained
+from chutes_autopilot.wire.headers import EXPLAIN
 
 PLAN = make_plan("list", (Direct("a:latency", "a"), Direct("b", "b")), None, limit=8)
 
@@ -88,3 +92,35 @@ def test_a_stream_that_broke_off_is_explained_too(
     assert [attempt.followed for attempt in decision.attempts] == followed
     assert [(attempt.ended, attempt.detail) for attempt in decision.attempts][:1] == [(1.0, "upstream_stream_idle")]
     assert decision.attempts[1].started == 1.0
+
+
+def test_where_no_model_is_left_each_is_named_with_what_it_lacks() -> None:
+    """In the record, and in the header of the error where the client asked for it."""
+    bench = Bench()
+    asking = attrs.evolve(CLIENT, explain=True)
+    with pytest.raises(ApiError) as refusal:
+        bench.ask(client=asking, messages=[{"role": "user", "content": "x" * 2_000_000}])
+    (kept,) = bench.relay.decisions.newest(1)
+    decision = kept.decision()
+    assert decision.missing() == ()
+    assert decision.reasons is not None
+    assert (decision.reasons.mode, decision.reasons.planned) == ("alias", ())
+    assert [(c.model, c.verdict, c.reason) for c in decision.reasons.candidates] == [
+        (model, "incapable", "context") for model in ("a/A", "b/B", "c/C")
+    ]
+    explained = dict(refusal.value.headers)[EXPLAIN]
+    assert b"incapable=a/A:context,b/B:context,c/C:context" in explained
+
+
+def test_a_request_that_cannot_be_sent_does_not_find_out_whether_a_ban_is_over() -> None:
+    """The next one does."""
+    bench = Bench()
+    bench.relay.fuse.banned(bench.key(), None, bench.clock.seconds())
+    bench.clock.advance(60)
+    for model, code in (("no/such", "unknown_model"), ("a/A", None), ("a/A", "upstream_ban")):
+        if code is None:
+            bench.ask(model)
+            continue
+        with pytest.raises(ApiError) as refusal:
+            bench.ask(model)
+        assert refusal.value.code == code

@@ -218,6 +218,14 @@ def test_a_request_too_long_goes_to_a_larger_context(model: str) -> None:
     assert (bench.downstream.head.status, bench.downstream.body) == (400, TOO_LONG)
     assert (b"x-chutes-autopilot-skipped: b/B=context\r\n" in bench.downstream.own) == ("," in model)
     assert bench.records[0].attempts[0].failure == "upstream_context_length"
+    (kept,) = bench.relay.decisions.newest(1)
+    reasons = kept.decision().reasons
+    assert reasons is not None
+    assert [(c.model, c.verdict, c.reason) for c in reasons.candidates] == [
+        ("a/A", "planned", None),
+        ("b/B", "incapable", "context"),
+        ("c/C", "planned", None),
+    ]
     assert "a/A" not in bench.relay.health.as_json(1000)
 
 
