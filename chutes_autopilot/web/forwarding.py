@@ -20,8 +20,8 @@ from chutes_autopilot.policy.client_address import TrustedProxies, parse_cidrs
 from chutes_autopilot.web.explorer.origin import origin_of
 from chutes_autopilot.web.site import CUT_SECONDS, GatewayChannel, GatewayRequest, GatewaySite
 
-OpenLine = Callable[[Protocol], Callable[[], None]]
-"""Connects a protocol to the parent at once; the result is to be called when the parent has said something."""
+OpenLine = Callable[[Protocol], None]
+"""Connects a protocol to the parent at once."""
 
 _OF_THE_CONNECTION = frozenset({b"connection", b"content-length", b"transfer-encoding", b"keep-alive", b"expect"})
 _SAID_ANEW = frozenset({b"x-forwarded-proto", b"x-forwarded-host"})
@@ -54,7 +54,6 @@ class _Line(Protocol):
     def __init__(self, request: GatewayRequest) -> None:
         self._request = request
         self._client: Any = request.channel
-        self._heard: Callable[[], None] | None = None
         self._parent: Any = None
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
 
@@ -62,7 +61,7 @@ class _Line(Protocol):
         """Send the request, and from now on whatever the client sends where it wants to go on in both directions."""
         request, client = self._request, self._client
         upgrade = request.requestHeaders.hasHeader(b"Upgrade")
-        self._heard = open_line(self)
+        open_line(self)
         self._parent = transport = cast(Any, self.transport)
         transport.write(_head(request, upgrade, origin_of(request, trusted)) + request.take_body())
         client.dataReceived = transport.write if upgrade else _ignore
@@ -71,19 +70,12 @@ class _Line(Protocol):
         request.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
-        self._release()
         self._client.transport.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._release()
         if self._request.channel is not None:
             self._request.unregisterProducer()
             self._client.close_soon(CUT_SECONDS)
-
-    def _release(self) -> None:
-        heard, self._heard = self._heard, None
-        if heard is not None:
-            heard()
 
     # IPushProducer: how fast the client reads
 
@@ -99,7 +91,6 @@ class _Line(Protocol):
 
     def stopProducing(self) -> None:
         """The client is gone."""
-        self._release()
         if self._parent is not None:
             self._parent.abortConnection()
 

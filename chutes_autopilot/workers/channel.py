@@ -25,6 +25,17 @@ _LENGTH = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
 
 
+class Handed(int):
+    """A descriptor on its way: closed as soon as nobody has it any more.
+
+    Twisted has it until it is sent or the connection is lost, and tells nobody which; until then nobody else may close
+    it. A number that is no descriptor any more ends the talk, and one that was given out anew is another's connection.
+    """
+
+    def __del__(self) -> None:
+        os.close(self)
+
+
 @implementer(IFileDescriptorReceiver, IPushProducer)
 class Channel(Protocol):
     """One side of the talk.
@@ -68,7 +79,10 @@ class Channel(Protocol):
             self.transport.write(framed)
 
     def send_descriptors(self, descriptors: tuple[int, ...], message: Message) -> None:
-        """Give descriptors to the other side, and tell what they are; ours stay open until they are sent."""
+        """Give descriptors to the other side, and tell what they are.
+
+        :param descriptors: Handed, or open as long as this process runs.
+        """
         transport: Any = self.transport
         if self.open:
             for descriptor in descriptors:
@@ -134,6 +148,7 @@ class Channel(Protocol):
             os.close(descriptor)
         for number in tuple(self._asked):
             self._answered(number, None)
+        self.transport = None  # it may have descriptors that were not sent
         self._lost()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -25,7 +25,7 @@ from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.shared_memory import SharedStickyStore, mapped
 from chutes_autopilot.workers.bans import SharedBanFuse
-from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.channel import Channel, Handed
 from chutes_autopilot.workers.cooldowns import ToldCooldowns
 from chutes_autopilot.workers.messages import (
     Banned,
@@ -199,23 +199,21 @@ class ParentLink:
         asked = self.channel.ask(lambda number: FindAnswer(number, caller, chat_id))
         return asked.addCallback(lambda reply: None if reply is None else msgspec.msgpack.decode(reply))
 
-    def open_line(self, protocol: IProtocol) -> Callable[[], None]:
+    def open_line(self, protocol: IProtocol) -> None:
         """Connect a protocol to the parent's own site, at once.
 
-        :returns: to be called when the parent has said something, or the connection is lost.
-        :raises OSError: there is no descriptor left, or no parent.
+        :raises OSError: there is no descriptor left, or no parent that takes any.
         """
-        if not self.channel.open:
-            raise ConnectionError("the parent is gone")
+        if not self.channel.open or self.channel.full:
+            raise ConnectionError("the parent does not listen")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for each in (ours, theirs):
-            each.setblocking(False)
-        factory = cast(Any, Factory).forProtocol(lambda: protocol)
-        factory.noisy = False
-        self.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
-        ours.close()
-        self.channel.send_descriptors((theirs.fileno(),), Line())
-        return theirs.close
+        with ours, theirs:
+            for each in (ours, theirs):
+                each.setblocking(False)
+            factory = cast(Any, Factory).forProtocol(lambda: protocol)
+            factory.noisy = False
+            self.reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+            self.channel.send_descriptors((Handed(theirs.detach()),), Line())
 
     # what the parent tells
 

@@ -6,6 +6,7 @@ open, so what waits in the queue of a worker that died is not lost (docs/scaling
 be had twice; there all workers accept from the one.
 """
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
+
+from chutes_autopilot.workers.channel import Handed
 
 
 @implementer(IListeningPort)
@@ -48,16 +51,19 @@ class BoundSockets:
 class Binding:
     """Stands for the reactor where a server endpoint listens in the parent: binds, for so many workers.
 
-    :ivar bound: for each endpoint that listens by now the descriptors, one for each worker.
+    :ivar bound: for each endpoint that listens by now the sockets, one for each worker.
     """
 
     _reactor: Any
     workers: int
-    bound: list[tuple[int, ...]] = attrs.field(factory=list, init=False)
+    bound: list[Sequence[Any]] = attrs.field(factory=list, init=False)
 
-    def of(self, worker: int) -> tuple[int, ...]:
-        """The descriptors of one worker, by its index, in the order of the endpoints."""
-        return tuple(descriptors[worker] for descriptors in self.bound)
+    def of(self, worker: int) -> tuple[Handed, ...]:
+        """The sockets of one worker, by its index, in the order of the endpoints, for it to adopt.
+
+        :raises OSError: no descriptor is left, or they are closed.
+        """
+        return tuple(Handed(os.dup(sockets[worker].fileno())) for sockets in self.bound)
 
     def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = "") -> Any:
         """As of IReactorTCP."""
@@ -71,7 +77,7 @@ class Binding:
             for each in sockets:
                 each.close()
             raise CannotListenError(interface, port, error) from error
-        self.bound.append(tuple(each.fileno() for each in sockets))
+        self.bound.append(sockets)
         return BoundSockets(sockets)
 
     def listenSSL(
@@ -84,7 +90,7 @@ class Binding:
         """As of IReactorUNIX."""
         port = self._reactor.listenUNIX(*arguments, **options)
         port.stopReading()
-        self.bound.append((port.fileno(),) * self.workers)
+        self.bound.append([port] * self.workers)
         return port
 
     def adoptStreamPort(self, *_: Any) -> Any:

@@ -81,8 +81,8 @@ class Supervisor(Service):
 
     :param start: starts a process (workers.processes.start_process).
     :param sticky: the descriptor of the memory in which all workers remember clients.
-    :param sockets: of a seat, by its index, the listening sockets in the order of the endpoints; asked when they are
-        bound.
+    :param sockets: of a seat, by its index, the listening sockets in the order of the endpoints, to be sent; asked
+        when they are bound. It raises OSError where no descriptor is left.
     :ivar spare: the process that takes the next empty seat.
     """
 
@@ -168,25 +168,23 @@ class Supervisor(Service):
         seat.again = None
         if self._draining or not self.running:
             return
-        process, self.spare = self.spare, None
-        if process is None:
-            try:
-                process = self._start_process()
-            except OSError as error:  # no process or no descriptor is left
-                self._log.error(
-                    "worker {number} cannot be started: {reason}; it is tried again in {pause} s",
-                    number=seat.number,
-                    reason=error.strerror,
-                    pause=BACKOFF_LONGEST,
-                )
-                seat.again = self._reactor.callLater(BACKOFF_LONGEST, self._start, seat)
-                return
+        try:
+            sockets = self._sockets(seat.number - 1)
+            process, self.spare = self.spare or self._start_process(), None
+        except OSError as error:  # no process or no descriptor is left
+            self._log.error(
+                "worker {number} cannot be started: {reason}; it is tried again in {pause} s",
+                number=seat.number,
+                reason=error.strerror,
+                pause=BACKOFF_LONGEST,
+            )
+            seat.again = self._reactor.callLater(BACKOFF_LONGEST, self._start, seat)
+            return
         seat.process, seat.started_at = process, self._reactor.seconds()
         process.name = f"worker {seat.number}"
         process.received = lambda message: self._received(seat, message)
         process.gone = lambda how: self._ended(seat, how)
-        descriptors = self._sticky, *self._sockets(seat.number - 1)
-        process.channel.send_descriptors(descriptors, self._boss.begin(seat.number))
+        process.channel.send_descriptors((self._sticky, *sockets), self._boss.begin(seat.number))
         for greeting in self._boss.greetings():
             process.channel.send_encoded(greeting)
         process.tell(Go())
@@ -266,9 +264,17 @@ class Supervisor(Service):
 
     def _lend(self, seat: Seat) -> None:
         """Have another worker accept what would wait for this one's; nobody's connection waits for a restart."""
-        seat.lent_to = next((other for other in self.serving if other is not seat), None)
-        if seat.lent_to is not None and seat.lent_to.process is not None:
-            seat.lent_to.process.channel.send_descriptors(self._sockets(seat.number - 1), Lent(seat.number))
+        seat.lent_to = None
+        lender = next((other for other in self.serving if other is not seat), None)
+        if lender is None or lender.process is None:
+            return
+        try:
+            sockets = self._sockets(seat.number - 1)
+        except OSError as error:
+            self._log.error("nobody accepts for worker {number}: {reason}", number=seat.number, reason=error.strerror)
+            return
+        seat.lent_to = lender
+        lender.process.channel.send_descriptors(sockets, Lent(seat.number))
 
 
 def _cancel(call: IDelayedCall | None) -> None:

@@ -1,11 +1,16 @@
 """What a worker passes on to its parent: the request as it came, and the answer byte for byte."""
 
+import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from in_memory_route import LIMITS, app
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -14,8 +19,11 @@ from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.client_address import TrustedProxies, parse_cidrs
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.web.connections import ClientConnections
-from chutes_autopilot.web.forwarding import forward_to
+from chutes_autopilot.web.forwarding import OpenLine, forward_to
 from chutes_autopilot.web.site import GatewayRequest, GatewaySite
+from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.link import ParentLink
+from chutes_autopilot.workers.messages import Line, ToParent, ToWorker
 
 
 class Wire(StringTransport):
@@ -30,26 +38,21 @@ class Wire(StringTransport):
 class Worker:
     """A client of a worker that passes everything on, and the line to the parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_line: OpenLine | None = None) -> None:
         self.parent, self.client, self.clock = Wire(), Wire(peerAddress=IPv4Address("TCP", "10.0.0.1", 5)), Clock()
-        self.released = 0
         self.trusted: TrustedProxies | None = None
         self.lines_left = 1
         made = app()
-        made.route("/<path:rest>")(forward_to(self._open, lambda: self.trusted))
+        made.route("/<path:rest>")(forward_to(open_line or self._open, lambda: self.trusted))
         site = GatewaySite(made.resource(), self.clock, LIMITS, _never, ClientConnections(1), Deadlines(self.clock))
         self.channel: Any = site.buildProtocol(None)
         self.channel.makeConnection(self.client)
 
-    def _open(self, protocol: Any) -> Any:
+    def _open(self, protocol: Any) -> None:
         if not self.lines_left:
             raise OSError(24, "Too many open files")
         self.line = protocol
         protocol.makeConnection(self.parent)
-        return self._release
-
-    def _release(self) -> None:
-        self.released += 1
 
     def ask(self, *lines: str, method: str = "GET", body: str = "") -> tuple[str, set[str], str]:
         """What the parent gets: its request line, its headers and its body."""
@@ -107,7 +110,7 @@ def test_the_answer_comes_as_it_is_and_ends_the_connection(worker: Worker) -> No
     worker.line.dataReceived(b"ta")
     assert (worker.client.value(), worker.client.disconnecting) == (b"HTTP/1.1 200 OK\r\n\r\ndata", False)
     worker.line.connectionLost()
-    assert (worker.client.disconnecting, worker.released, b"smuggled" in worker.parent.value()) == (True, 1, False)
+    assert (worker.client.disconnecting, b"smuggled" in worker.parent.value()) == (True, False)
 
 
 def test_a_websocket_goes_both_ways(worker: Worker) -> None:
@@ -134,6 +137,32 @@ def test_a_client_that_leaves_ends_the_line() -> None:
     worker.ask()
     worker.channel.connectionLost(Failure(ConnectionError()))
     assert worker.parent.aborted
+
+
+async def test_a_client_that_leaves_at_once_hurts_nobody() -> None:
+    """Its line comes to the parent as an ended one, and the parent and the worker go on to talk."""
+    talking: list[Deferred[Any]] = [Deferred(), Deferred(), Deferred()]
+    heard, *ended = talking
+    made: Any = reactor
+    ours = Channel(ToWorker, made, lambda message: None, lambda: ended[0].callback(None))
+    theirs = Channel(ToParent, made, heard.callback, lambda: ended[1].callback(None))
+    for side, end in zip((ours, theirs), socket.socketpair(), strict=True):
+        with end:
+            end.setblocking(False)
+            made.adoptStreamConnection(end.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda side=side: side))  # type: ignore[misc]
+    begin: Any = SimpleNamespace(workers=1)
+    worker = Worker(ParentLink(begin, ours, made, ()).open_line)
+    worker.ask()
+    worker.channel.connectionLost(Failure(ConnectionError()))
+    assert await heard == Line()
+    (line,) = theirs.take_descriptors()
+    with socket.socket(fileno=line) as sent:
+        assert sent.recv(1) == b""
+    assert ours.open
+    ours.close()
+    theirs.close()
+    for each in ended:
+        await each
 
 
 def test_without_a_line_the_client_is_told(worker: Worker) -> None:
