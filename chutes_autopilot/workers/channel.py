@@ -18,9 +18,6 @@ from chutes_autopilot.workers.messages import Message, Reply
 ANSWER_SECONDS = 2.0
 """How long an answer is waited for: the other side may be busy, or stopped."""
 
-MAX_DESCRIPTORS = 256
-"""How many descriptors may have come that no message has spoken of yet."""
-
 _LENGTH = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -90,11 +87,12 @@ class Channel(Protocol):
             # one byte at least goes with each
             self.send(message)
 
-    def take_descriptors(self) -> tuple[int, ...]:
-        """All that have come by now."""
-        taken = tuple(self._descriptors)
-        self._descriptors.clear()
-        return taken
+    def take_descriptors(self, count: int) -> tuple[int, ...]:
+        """Those of the message that was received last: so many as it brings.
+
+        Those of later messages may have come as well, for each goes with the first byte that can be sent.
+        """
+        return tuple(self._descriptors.popleft() for _ in range(min(count, len(self._descriptors))))
 
     def ask(self, question: Callable[[int], Message]) -> Deferred[bytes | None]:
         """Ask and get the answer; None where the other side has none, ends, or takes longer than ANSWER_SECONDS.
@@ -137,15 +135,13 @@ class Channel(Protocol):
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         """One has come."""
-        if len(self._descriptors) < MAX_DESCRIPTORS:
-            self._descriptors.append(descriptor)
-        else:
-            os.close(descriptor)
+        self._descriptors.append(descriptor)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.open = False
-        for descriptor in self.take_descriptors():
+        for descriptor in self._descriptors:
             os.close(descriptor)
+        self._descriptors.clear()
         for number in tuple(self._asked):
             self._answered(number, None)
         self.transport = None  # it may have descriptors that were not sent

@@ -233,7 +233,7 @@ class ParentService(MultiService):
                     for record in message.records:
                         self.measurements.finished(record)
             case Line():
-                self._take_lines(seat)
+                self._take_line(seat)
             case Claim():
                 self._claim(seat, message)
             case FindDecision() | FindAnswer():
@@ -253,8 +253,8 @@ class ParentService(MultiService):
         for message in self._cooldowns.ended(number):
             self.supervisor.tell_all(encoded(message))
 
-    def _take_lines(self, seat: Seat) -> None:
-        for descriptor in seat.process.channel.take_descriptors() if seat.process is not None else ():
+    def _take_line(self, seat: Seat) -> None:
+        for descriptor in seat.process.channel.take_descriptors(1) if seat.process is not None else ():
             with suppress(OSError):
                 os.set_blocking(descriptor, False)
                 self._reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, self.site)

@@ -120,7 +120,8 @@ class Worker:
     def _begin(self, begin: Begin) -> None:
         settings = attrs.evolve(settings_from(begin.sources, begin.workers), client_key_secret=begin.client_key_secret)
         self._level = self._begin_log(begin, settings)
-        self._link = ParentLink(begin, self.channel, self._reactor, self.channel.take_descriptors())
+        descriptors = self.channel.take_descriptors(1 + len(begin.endpoints))
+        self._link = ParentLink(begin, self.channel, self._reactor, descriptors)
         self._gateway = self._build(settings, begin.endpoints, self._link)
 
     def _change(self, sources: Sources) -> None:
@@ -142,7 +143,7 @@ class Worker:
         self.channel.send(Serving())
 
     def _take(self, number: int) -> None:
-        descriptors = self.channel.take_descriptors()
+        descriptors = self.channel.take_descriptors(len(self._link.begin.endpoints))
         if self._serving and not self._ending and self._gateway is not None:
             ports = self._link.adopting.adopt_again(descriptors)
             for port in ports:

@@ -35,9 +35,10 @@ PATIENCE = 20.0
 class Workers:
     """Running workers of one parent."""
 
-    def __init__(self, daemon: Daemon, port: int) -> None:
+    def __init__(self, daemon: Daemon, port: int, count: int = COUNT) -> None:
         self.daemon = daemon
         self.port = port
+        self.count = count
         self.opened: list[Any] = []
         self.asked = 0
 
@@ -80,10 +81,10 @@ class Workers:
         """A kept-alive connection to each worker, by process id; the kernel spreads them by chance."""
         found: dict[int, HTTPConnection] = {}
         until = time.monotonic() + PATIENCE
-        while len(found) < COUNT and time.monotonic() < until:
+        while len(found) < self.count and time.monotonic() < until:
             connection = self.connect()
             found.setdefault(self.worker_of(connection), connection)
-        assert len(found) == COUNT, "no connection came to some worker"
+        assert len(found) == self.count, "no connection came to some worker"
         return found
 
     def get(self, connection: HTTPConnection, path: str, **headers: str) -> tuple[int, bytes]:
@@ -97,12 +98,12 @@ class Workers:
 
 
 class Service(Workers):
-    """A demo of COUNT workers, whose log is read as it comes."""
+    """A demo of several workers, all of which serve; its log is read as it comes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, count: int) -> None:
         self.env_file = directory / "env"
         self.env_file.write_text("SHUTDOWN_GRACE_MS=20000\n")
-        arguments = ("chutes-autopilot", "--demo", "--workers", str(COUNT), "--env-file", str(self.env_file))
+        arguments = ("chutes-autopilot", "--demo", "--workers", str(count), "--env-file", str(self.env_file))
         environ = {
             "EXPLORER_ENABLED": "true",
             "ADMIN_TOKEN": TOKEN,
@@ -111,7 +112,9 @@ class Service(Workers):
         }
         daemon = Daemon((*TWISTD, *arguments), UNWRITABLE, environ, lifetime=180)
         self.simulator = daemon.wait_for("the simulator listens on ").partition(",")[0]
-        super().__init__(daemon, int(daemon.wait_for("listening on http://127.0.0.1:")))
+        super().__init__(daemon, int(daemon.wait_for("listening on http://127.0.0.1:")), count)
+        for number in range(1, count + 1):
+            self.log(rf"\[worker {number} listening.ListeningService\] listening on")
 
     def log(self, pattern: str) -> re.Match[str]:
         """The first line so far, or to come, in which a pattern is found."""
@@ -160,13 +163,9 @@ def soon(holds: Callable[[], bool]) -> bool:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("workers"))
-    try:
-        for number in range(1, COUNT + 1):
-            running.log(rf"\[worker {number} listening.ListeningService\] listening on")
-        yield running
-    finally:
-        running.close()
+    running = Service(tmp_path_factory.mktemp("workers"), COUNT)
+    yield running
+    running.close()
 
 
 class Sharing(Workers):
@@ -365,6 +364,29 @@ def test_a_killed_worker_takes_only_its_own_streams_along(service: Service) -> N
     assert set(again) == {witness, *spare}
     assert len({service.model(each, "sticky") for each in again.values()}) == 1
     assert service.get(again[witness], "/readyz") == (200, b"ready")
+
+
+def test_workers_that_die_together_take_nobody_along(tmp_path: Path) -> None:
+    """One that is left accepts for both, what it was answering ends whole, and both are back."""
+    service = Service(tmp_path, 4)
+    try:
+        service.log("a spare worker waits")
+        connections = service.each_worker()
+        victims, witnesses = set(list(connections)[:2]), set(list(connections)[2:])
+        streams = [service.chat(connections[each], "streaming", stream=True, tokens=25)[1] for each in witnesses]
+        service.forget_log()
+        service.daemon.process.send_signal(signal.SIGSTOP)  # so that it hears of both deaths in one turn
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        service.daemon.process.send_signal(signal.SIGCONT)
+        for _ in range(16):
+            assert service.get(service.connect(), "/healthz") == (200, b"ok")
+        assert all(stream.read().endswith(b"data: [DONE]\n\n") for stream in streams)
+        assert soon(lambda: service.get(service.connect(), "/readyz") == (200, b"ready"))
+        assert set(service.each_worker()) > witnesses
+        assert service.counter("chutes_autopilot_worker_restarts_total") == 2
+    finally:
+        service.close()
 
 
 def test_sighup_reaches_every_worker(service: Service) -> None:

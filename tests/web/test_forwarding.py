@@ -155,7 +155,7 @@ async def test_a_client_that_leaves_at_once_hurts_nobody() -> None:
     worker.ask()
     worker.channel.connectionLost(Failure(ConnectionError()))
     assert await heard == Line()
-    (line,) = theirs.take_descriptors()
+    (line,) = theirs.take_descriptors(1)
     with socket.socket(fileno=line) as sent:
         assert sent.recv(1) == b""
     assert ours.open

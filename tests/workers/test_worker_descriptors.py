@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 
 from chutes_autopilot.workers.channel import Channel, Handed
-from chutes_autopilot.workers.messages import Line, ToParent, ToWorker
+from chutes_autopilot.workers.messages import Lent, Line, ToParent, ToWorker
 
 
 class Side(Channel):
@@ -78,8 +78,22 @@ async def test_a_descriptor_is_open_until_it_is_sent(talk: tuple[Side, Side]) ->
         assert is_held(ours)
         await parent.until(lambda: Line() in parent.heard)
         assert is_held(ours)
-        os.close(*parent.take_descriptors())
+        os.close(*parent.take_descriptors(1))
         assert not is_held(ours)
+
+
+async def test_each_message_has_its_own_descriptors(talk: tuple[Side, Side]) -> None:
+    """Those of two messages that came together are told apart by how many each brings, in their order."""
+    worker, parent = talk
+    pairs = [socket.socketpair() for _ in range(3)]
+    sent = [Handed(theirs.detach()) for _, theirs in pairs]
+    parent.send_descriptors(tuple(sent[:2]), Lent(1))
+    parent.send_descriptors(tuple(sent[2:]), Lent(2))
+    await worker.until(lambda: len(worker.heard) == 2)
+    for (ours, _), descriptor in zip(pairs, worker.take_descriptors(2) + worker.take_descriptors(2), strict=True):
+        with ours, socket.socket(fileno=descriptor) as theirs:
+            theirs.send(b"x")
+            assert ours.recv(1) == b"x"
 
 
 async def test_what_was_not_sent_is_closed_with_the_connection(talk: tuple[Side, Side]) -> None:
