@@ -51,14 +51,14 @@ class KnownCooldowns:
     """The parent's: for workers that begin, and in the place of those that end."""
 
     _cooling: dict[tuple[str, str], Cooling] = field(init=False, factory=dict)
-    _probes: dict[tuple[str, str], int] = field(init=False, factory=dict)
+    _probes: dict[tuple[str, str], object] = field(init=False, factory=dict)
 
     @property
     def all(self) -> list[Cooling]:
         """Every model that is failing, as it was told last."""
         return list(self._cooling.values())
 
-    def take(self, worker: int, message: Cooling | Probing) -> None:
+    def take(self, worker: object, message: Cooling | Probing) -> None:
         """What a worker has told."""
         key = message.fleet, message.model
         self._probes.pop(key, None)
@@ -72,9 +72,9 @@ class KnownCooldowns:
         if len(self._cooling) > MAX_MODELS:
             del self._cooling[next(iter(self._cooling))]
 
-    def ended(self, worker: int) -> list[Probing]:
+    def ended(self, worker: object) -> list[Probing]:
         """The probes that a worker has taken along: somebody else may begin one."""
-        lost = [key for key, whose in self._probes.items() if whose == worker]
+        lost = [key for key, whose in self._probes.items() if whose is worker]
         for key in lost:
             del self._probes[key]
         return [Probing(*key, began=False) for key in lost]

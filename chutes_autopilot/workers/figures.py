@@ -55,13 +55,13 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float | None:
 class ToldHealth:
     """How models fare by what all workers have told last (explorer_live.measured.Health)."""
 
-    _told: dict[int, tuple[float, Mapping[str, Mapping[str, Any]]]] = attrs.field(factory=dict, init=False)
+    _told: dict[object, tuple[float, Mapping[str, Mapping[str, Any]]]] = attrs.field(factory=dict, init=False)
 
-    def take(self, worker: int, health: Mapping[str, Mapping[str, Any]], now: float) -> None:
+    def take(self, worker: object, health: Mapping[str, Mapping[str, Any]], now: float) -> None:
         """What a worker has measured by now, in the place of what it told before."""
         self._told[worker] = now, health
 
-    def ended(self, worker: int) -> None:
+    def ended(self, worker: object) -> None:
         """A worker is gone, and what it had measured with it."""
         self._told.pop(worker, None)
 

@@ -47,8 +47,9 @@ from chutes_autopilot.workers.messages import (
     Strength,
     Told,
 )
+from chutes_autopilot.workers.processes import WorkerProcess
 from chutes_autopilot.workers.routing import ToldRouting
-from chutes_autopilot.workers.supervision import Seat, Supervisor
+from chutes_autopilot.workers.supervision import Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class ParentService(MultiService):
 
     # what workers say
 
-    def received(self, seat: Seat, message: Any) -> None:
+    def received(self, worker: WorkerProcess, message: Any) -> None:
         """Do what it asks for."""
         match message:
             case Finished():
@@ -233,46 +234,46 @@ class ParentService(MultiService):
                     for record in message.records:
                         self.measurements.finished(record)
             case Line():
-                self._take_line(seat)
+                self._take_line(worker)
             case Claim():
-                self._claim(seat, message)
+                self._claim(worker, message)
             case FindDecision() | FindAnswer():
-                self._find(seat, message).addErrback(events.failed_unexpectedly, "asking the other workers")
+                self._find(worker, message).addErrback(events.failed_unexpectedly, "asking the other workers")
             case Banned():
                 self.supervisor.tell_all(encoded(message))
             case Cooling() | Probing():
-                self._cooldowns.take(seat.number, message)
-                self.supervisor.tell_all(encoded(message), but=seat)
+                self._cooldowns.take(worker, message)
+                self.supervisor.tell_all(encoded(message), but=worker)
             case CatalogOutOfDate():
                 self.catalog_out_of_date()
 
-    def ended(self, number: int) -> None:
-        """A worker is gone."""
-        self.totals.ended(number)
-        self.routing.health.ended(number)
-        for message in self._cooldowns.ended(number):
+    def ended(self, worker: WorkerProcess) -> None:
+        """It is gone."""
+        self.totals.ended(worker)
+        self.routing.health.ended(worker)
+        for message in self._cooldowns.ended(worker):
             self.supervisor.tell_all(encoded(message))
 
-    def _take_line(self, seat: Seat) -> None:
-        for descriptor in seat.process.channel.take_descriptors(1) if seat.process is not None else ():
+    def _take_line(self, worker: WorkerProcess) -> None:
+        for descriptor in worker.channel.take_descriptors(1):
             with suppress(OSError):
                 os.set_blocking(descriptor, False)
                 self._reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, self.site)
             os.close(descriptor)
 
-    def _claim(self, seat: Seat, message: Claim) -> None:
+    def _claim(self, worker: WorkerProcess, message: Claim) -> None:
         if self.sealing is None:
-            seat.tell(Reply(message.id, None))
+            worker.tell(Reply(message.id, None))
             return
         from chutes_autopilot.workers.sealing import judge
 
-        judged = judge(self.sealing.claims, message, lambda value: seat.tell(Reply(message.id, value)))
+        judged = judge(self.sealing.claims, message, lambda value: worker.tell(Reply(message.id, value)))
         judged.addErrback(events.failed_unexpectedly, "claiming a nonce")
 
-    def _find(self, seat: Seat, question: FindDecision | FindAnswer) -> Deferred[None]:
+    def _find(self, worker: WorkerProcess, question: FindDecision | FindAnswer) -> Deferred[None]:
         async def find() -> None:
-            answers = await self.supervisor.ask_all(lambda number: replace(question, id=number), but=seat)
-            seat.tell(Reply(question.id, answers[0][1] if answers else None))
+            answers = await self.supervisor.ask_all(lambda number: replace(question, id=number), but=worker)
+            worker.tell(Reply(question.id, answers[0][1] if answers else None))
 
         return Deferred.fromCoroutine(find())
 
@@ -291,10 +292,10 @@ class ParentService(MultiService):
         Deferred.fromCoroutine(self._report()).addErrback(events.failed_unexpectedly, "counting what workers did")
 
     async def _report(self) -> None:
-        for number, answer in await self.supervisor.ask_all(Report):
+        for worker, answer in await self.supervisor.ask_all(Report):
             told = _told(answer)
-            self.totals.take(number, told.families)
-            self.routing.health.take(number, told.health, self._reactor.seconds())
+            self.totals.take(worker, told.families)
+            self.routing.health.take(worker, told.health, self._reactor.seconds())
 
 
 def _state(snapshot: Snapshot, *, whole: bool) -> State:

@@ -5,6 +5,7 @@ and waits; whoever dies is followed by it at once, and another spare is started 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -44,11 +45,11 @@ class Boss(Protocol):
     def greetings(self) -> list[bytes]:
         """All else that a new worker must know, encoded."""
 
-    def received(self, seat: "Seat", message: Any) -> None:
+    def received(self, worker: WorkerProcess, message: Any) -> None:
         """What a worker says."""
 
-    def ended(self, number: int) -> None:
-        """A worker is gone."""
+    def ended(self, worker: WorkerProcess) -> None:
+        """It is gone."""
 
 
 @attrs.define(eq=False)
@@ -119,18 +120,20 @@ class Supervisor(Service):
         super().startService()
         self._reactor.callWhenRunning(self._start_all)
 
-    def tell_all(self, encoded: bytes, but: Seat | None = None) -> None:
+    def tell_all(self, encoded: bytes, but: WorkerProcess | None = None) -> None:
         """Tell every worker except one, those too that do not serve yet."""
         for seat in self.seats:
-            if seat.process is not None and seat is not but:
+            if seat.process is not None and seat.process is not but:
                 seat.process.channel.send_encoded(encoded)
 
-    async def ask_all(self, question: Callable[[int], Message], but: Seat | None = None) -> list[tuple[int, bytes]]:
-        """Ask all who serve, except one; the number of each who has an answer, and the answer."""
-        asked = [(seat.number, seat.process) for seat in self.serving if seat is not but and seat.process is not None]
-        answers = await DeferredList([process.channel.ask(question) for _, process in asked])
+    async def ask_all(
+        self, question: Callable[[int], Message], but: WorkerProcess | None = None
+    ) -> list[tuple[WorkerProcess, bytes]]:
+        """Ask all who serve, except one; each who has an answer, and the answer."""
+        asked = [seat.process for seat in self.serving if seat.process is not None and seat.process is not but]
+        answers = await DeferredList([process.channel.ask(question) for process in asked])
         told = zip(asked, answers, strict=True)
-        return [(number, answer) for (number, _), (_, answer) in told if answer is not None]
+        return [(process, answer) for process, (_, answer) in told if answer is not None]
 
     async def drain(self) -> None:
         """Have every worker end in order; done when the last one has."""
@@ -182,8 +185,8 @@ class Supervisor(Service):
             return
         seat.process, seat.started_at = process, self._reactor.seconds()
         process.name = f"worker {seat.number}"
-        process.received = lambda message: self._received(seat, message)
-        process.gone = lambda how: self._ended(seat, how)
+        process.received = partial(self._received, seat, process)
+        process.gone = partial(self._ended, seat, process)
         process.channel.send_descriptors((self._sticky, *sockets), self._boss.begin(seat.number))
         for greeting in self._boss.greetings():
             process.channel.send_encoded(greeting)
@@ -215,11 +218,11 @@ class Supervisor(Service):
             self._log.warn("the spare worker has ended ({how})", how=how)
             self._start_spare_later()
 
-    def _received(self, seat: Seat, message: Any) -> None:
+    def _received(self, seat: Seat, process: WorkerProcess, message: Any) -> None:
         if isinstance(message, Serving):
             self._serves(seat)
         elif not isinstance(message, Ready):
-            self._boss.received(seat, message)
+            self._boss.received(process, message)
 
     def _serves(self, seat: Seat) -> None:
         seat.serving = True
@@ -234,9 +237,9 @@ class Supervisor(Service):
         if len(self.serving) == len(self.seats) and self._spare_again is None:
             self._start_spare()
 
-    def _ended(self, seat: Seat, how: str) -> None:
+    def _ended(self, seat: Seat, process: WorkerProcess, how: str) -> None:
         served, seat.process, seat.serving = seat.serving, None, False
-        self._boss.ended(seat.number)
+        self._boss.ended(process)
         if self._draining:
             return
         now = self._reactor.seconds()

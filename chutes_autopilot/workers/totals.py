@@ -60,14 +60,14 @@ class ServiceTotals(Collector):
     """
 
     own: Collector
-    _last: dict[int, Sequence[Family]] = attrs.field(factory=dict, init=False)
+    _last: dict[object, Sequence[Family]] = attrs.field(factory=dict, init=False)
     _ended: dict[str, _Total] = attrs.field(factory=dict, init=False)
 
-    def take(self, worker: int, families: Sequence[Family]) -> None:
+    def take(self, worker: object, families: Sequence[Family]) -> None:
         """What a worker has counted by now, in the place of what it told before."""
         self._last[worker] = families
 
-    def ended(self, worker: int) -> None:
+    def ended(self, worker: object) -> None:
         """A worker is gone: its counters stay as they were told last, and its gauges are over."""
         for family in self._last.pop(worker, ()):
             if family.kind != "gauge":

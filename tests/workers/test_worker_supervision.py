@@ -24,9 +24,11 @@ from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import (
     Begin,
     Drain,
+    FindDecision,
     Go,
     Lent,
     Ready,
+    Reply,
     Report,
     Returned,
     Serving,
@@ -229,6 +231,19 @@ def test_one_that_cannot_be_told_anything_is_killed() -> None:
     assert first.signals == ["KILL"]
 
 
+def test_an_answer_is_for_the_process_that_asked() -> None:
+    """Not for the next one in its place, whose question may have the same number."""
+    world = World()
+    first, second, spare = world.serve()
+    first.says(FindDecision(1, "request", b"owner"))
+    (asked,) = second.told()
+    first.ends()
+    spare.says(Serving())
+    spare.told()
+    second.says(Reply(asked.id, b"found"))
+    assert spare.wire.value() == b""
+
+
 def test_the_end_waits_for_those_who_serve() -> None:
     """They are asked to drain; who does not serve is killed, the spare too, and nobody is started again."""
     world = World()
@@ -351,8 +366,8 @@ def test_the_explorer_sees_how_models_fare_at_all_workers(pair: tuple[World, lis
         worker.health.streamed("a", 11, None, seconds * 10, 0.0)
         worker.health.succeeded("a", None, 0.0)
     two.health.failed("b", 0.0)
-    health.take(1, one.health.as_json(0.0), 0.0)
-    health.take(2, two.health.as_json(0.0), 0.0)
+    health.take(one.process.worker, one.health.as_json(0.0), 0.0)
+    health.take(two.process.worker, two.health.as_json(0.0), 0.0)
     figures = health.figures("a", 0.0)
     assert figures is not None
     assert (figures["between_events_ms"], figures["successes"]) == (200.0, 2)
