@@ -65,7 +65,7 @@ class Seat:
     number: int
     process: WorkerProcess | None = None
     serving: bool = False
-    lent_to: "Seat | None" = None
+    lent_to: WorkerProcess | None = None
     again: IDelayedCall | None = None
     pause: float = 0.0
     started_at: float = 0.0
@@ -182,6 +182,7 @@ class Supervisor(Service):
                 pause=BACKOFF_LONGEST,
             )
             seat.again = self._reactor.callLater(BACKOFF_LONGEST, self._start, seat)
+            self._lend()
             return
         seat.process, seat.started_at = process, self._reactor.seconds()
         process.name = f"worker {seat.number}"
@@ -229,6 +230,7 @@ class Supervisor(Service):
         lender, seat.lent_to = seat.lent_to, None
         if lender is not None:
             lender.tell(Returned(seat.number))
+        self._lend()
         if seat.empty_since is not None:
             seconds = round(self._reactor.seconds() - seat.empty_since, 3)
             seat.empty_since = None
@@ -255,8 +257,7 @@ class Supervisor(Service):
         self.restarts(seat.number)
         if served:
             self._tell_strength()
-        for left in (seat, *(other for other in self.seats if other.lent_to is seat)):
-            self._lend(left)
+        self._lend()
         if pause:
             seat.again = self._reactor.callLater(pause, self._start, seat)
         else:
@@ -265,19 +266,25 @@ class Supervisor(Service):
     def _tell_strength(self) -> None:
         self.tell_all(encoded(Strength(len(self.serving))))
 
-    def _lend(self, seat: Seat) -> None:
-        """Have another worker accept what would wait for this one's; nobody's connection waits for a restart."""
-        seat.lent_to = None
-        lender = next((other for other in self.serving if other is not seat), None)
-        if lender is None or lender.process is None:
-            return
-        try:
-            sockets = self._sockets(seat.number - 1)
-        except OSError as error:
-            self._log.error("nobody accepts for worker {number}: {reason}", number=seat.number, reason=error.strerror)
-            return
-        seat.lent_to = lender
-        lender.process.channel.send_descriptors(sockets, Lent(seat.number))
+    def _lend(self) -> None:
+        """Have somebody who serves accept for every seat where nobody does; no connection waits for a restart."""
+        serving = [seat.process for seat in self.serving]
+        for seat in self.seats:
+            if seat.serving or (seat.lent_to is not None and seat.lent_to in serving):
+                continue
+            seat.lent_to = None
+            lender = next(iter(serving), None)
+            if lender is None:
+                continue
+            try:
+                sockets = self._sockets(seat.number - 1)
+            except OSError as error:
+                self._log.error(
+                    "nobody accepts for worker {number}: {reason}", number=seat.number, reason=error.strerror
+                )
+                continue
+            seat.lent_to = lender
+            lender.channel.send_descriptors(sockets, Lent(seat.number))
 
 
 def _cancel(call: IDelayedCall | None) -> None:

@@ -42,7 +42,7 @@ from chutes_autopilot.workers.processes import STUCK_SECONDS, WorkerProcess
 from chutes_autopilot.workers.supervision import BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
 
-SOCKETS = {0: (10,), 1: (11,)}
+SOCKETS = {0: (10,), 1: (11,), 2: (12,)}
 STICKY = 9
 ORDERS = Orders(("tcp:0",), Sources((), ()), b"secret", False, None, None)
 DEAD, DONE = Failure(ProcessTerminated(signal=9)), Failure(ProcessDone(0))
@@ -100,12 +100,16 @@ class RunningClock(Clock):
 
 @define(eq=False)
 class World:
-    """A parent of two workers whose processes are pretended."""
+    """A parent of some workers whose processes are pretended.
 
+    :param most: so many processes can be started.
+    """
+
+    count: int = 2
+    most: int = 99
     clock: RunningClock = field(factory=RunningClock)
     processes: list[Process] = field(factory=list)
     restarted: list[int] = field(factory=list)
-    no_more: bool = False
     parent: ParentService = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -113,26 +117,29 @@ class World:
         self.parent = parent = ParentService(
             ORDERS, self.clock, *connections, SnapshotHolder(), lambda: ORDERS.sources, 5.0
         )
-        parent.supervisor = Supervisor(self.clock, 2, parent, self._start, STICKY, SOCKETS.__getitem__)
+        parent.supervisor = Supervisor(self.clock, self.count, parent, self._start, STICKY, SOCKETS.__getitem__)
         parent.supervisor.restarts = self.restarted.append
         parent.totals = ServiceTotals(CollectorRegistry())
         parent.supervisor.startService()
 
     def _start(self) -> WorkerProcess:
-        if self.no_more:
+        if len(self.processes) >= self.most:
             raise OSError(11, "Resource temporarily unavailable")
         self.processes.append(Process(WorkerProcess(self.clock)))
         return self.processes[-1].worker
 
-    def serve(self) -> tuple[Process, Process, Process]:
-        """Both workers serve; they, and the spare that waits."""
-        for process in self.processes[:2]:
+    def serve(self) -> list[Process]:
+        """All workers serve; they, and the spare that waits."""
+        for process in self.processes[: self.count]:
             process.says(Serving())
-        first, second, spare = self.processes
-        spare.says(Ready())
+        self.processes[-1].says(Ready())
         for process in self.processes:
             process.told()
-        return first, second, spare
+        return [*self.processes]
+
+    def sitting(self, number: int) -> Process:
+        """The process in a seat."""
+        return next(p for p in self.processes if p.worker is self.parent.supervisor.seats[number - 1].process)
 
 
 def test_a_dead_worker_is_followed_by_the_spare_at_once() -> None:
@@ -157,6 +164,39 @@ def test_a_dead_worker_is_followed_by_the_spare_at_once() -> None:
     assert (len(world.processes), world.processes[3].hears()) == (4, [])
 
 
+def lent(process: Process) -> list[int]:
+    """For whom a process was asked to accept since it was asked last."""
+    return [message.number for message in process.told() if isinstance(message, Lent)]
+
+
+def test_whoever_serves_accepts_for_all_seats_where_nobody_does() -> None:
+    """One that has never been taken, then one that waits for a restart while who accepted for it is replaced."""
+    world = World(3, most=2)
+    first, second = world.processes
+    first.says(Serving())
+    assert lent(first) == [2, 3]
+    second.says(Serving())
+    first.ends()
+    assert (lent(second), second.wire.descriptors[-2:]) == ([1, 3], [10, 12])
+    second.ends()
+    world.most = 99
+    world.clock.advance(BACKOFF_LONGEST)
+    world.sitting(3).says(Serving())
+    assert lent(world.sitting(3)) == [1, 2]
+
+
+def test_a_seat_is_lent_once() -> None:
+    """However many die there before one serves."""
+    world = World()
+    _, second, spare = world.serve()
+    world.processes[0].ends()
+    assert lent(second) == [1]
+    spare.ends()
+    world.clock.advance(BACKOFF_LONGEST)
+    world.sitting(1).ends()
+    assert lent(second) == []
+
+
 def test_a_worker_that_dies_while_there_is_no_spare_is_started_at_once() -> None:
     """As where two die in one moment."""
     world = World()
@@ -175,8 +215,7 @@ def test_one_that_dies_again_and_again_is_started_ever_later() -> None:
     for _ in range(9):
         began = world.clock.seconds()
         count = len(world.processes)
-        sitting = next(p for p in world.processes if p.worker is world.parent.supervisor.seats[0].process)
-        sitting.ends(DONE)
+        world.sitting(1).ends(DONE)
         while len(world.processes) == count:
             world.clock.advance(0.25)
         pauses.append(world.clock.seconds() - began)
@@ -201,10 +240,10 @@ def test_a_process_that_cannot_be_started_is_tried_again() -> None:
     """No process or no descriptor is left: the others serve on."""
     world = World()
     first, second, _ = world.serve()
-    world.no_more = True
+    world.most = 3
     first.ends()
     second.ends()
-    world.no_more = False
+    world.most = 99
     assert len(world.processes) == 3
     world.clock.advance(BACKOFF_LONGEST)
     assert world.processes[3].told()[0].number == 2
