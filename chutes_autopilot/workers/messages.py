@@ -162,6 +162,10 @@ class Serving(Message):
     """It accepts connections."""
 
 
+class Draining(Message):
+    """It accepts no more, and ends when the answers in flight have; told before."""
+
+
 class Line(Message):
     """A connection to the parent's own site: its descriptor comes with this."""
 
@@ -305,6 +309,7 @@ ToWorker: TypeAlias = (
 ToParent: TypeAlias = (
     Ready
     | Serving
+    | Draining
     | Line
     | CatalogOutOfDate
     | Finished

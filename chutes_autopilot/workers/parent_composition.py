@@ -150,7 +150,7 @@ def build_parent(
     parent.supervisor = Supervisor(reactor, settings.workers, parent, start, sticky, binding.of)
     parent.totals = ServiceTotals(metrics)
     metrics.gauge("workers", "Worker processes that accept connections.", lambda: len(parent.supervisor.serving))
-    restarts = metrics.counter("worker_restarts", "Worker processes that died and were started again.", "worker")
+    restarts = metrics.counter("worker_restarts", "Worker processes that died or drained, and were replaced.", "worker")
     parent.supervisor.restarts = lambda number: restarts.update((str(number),))
     sharing = None if demo else _sharing(settings, reactor, trust_root, metrics, parent)
     deadlines = Deadlines(reactor)

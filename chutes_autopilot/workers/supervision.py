@@ -1,7 +1,8 @@
 """Worker processes: started, heard, replaced when they die, and ended in order.
 
 To load a worker's modules takes most of a second. So one process more than there are seats, the spare, has loaded them
-and waits; whoever dies is followed by it at once, and another spare is started when everybody serves again.
+and waits; whoever dies is followed by it at once, and another spare is started when everybody serves again. One
+that drains by itself leaves its seat in the same way, and ends when its answers have.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from chutes_autopilot.workers.channel import encoded
 from chutes_autopilot.workers.messages import (
     Begin,
     Drain,
+    Draining,
     Go,
     Hurry,
     Lent,
@@ -107,6 +109,7 @@ class Supervisor(Service):
         self.spare: WorkerProcess | None = None
         self.restarts: Callable[[int], None] = lambda _number: None
         """Told of each worker that is replaced."""
+        self._leaving: list[WorkerProcess] = []
         self._spare_again: IDelayedCall | None = None
         self._draining = False
 
@@ -121,19 +124,20 @@ class Supervisor(Service):
         self._reactor.callWhenRunning(self._start_all)
 
     def tell_all(self, encoded: bytes, but: WorkerProcess | None = None) -> None:
-        """Tell every worker except one, those too that do not serve yet."""
-        for seat in self.seats:
-            if seat.process is not None and seat.process is not but:
-                seat.process.channel.send_encoded(encoded)
+        """Tell every worker except one, those too that do not serve yet or do no more."""
+        for worker in self._workers():
+            if worker is not but:
+                worker.channel.send_encoded(encoded)
 
     async def ask_all(
         self, question: Callable[[int], Message], but: WorkerProcess | None = None
     ) -> list[tuple[WorkerProcess, bytes]]:
-        """Ask all who serve, except one; each who has an answer, and the answer."""
-        asked = [seat.process for seat in self.serving if seat.process is not None and seat.process is not but]
-        answers = await DeferredList([process.channel.ask(question) for process in asked])
+        """Ask all who serve or did, except one; each who has an answer, and the answer."""
+        serving = [seat.process for seat in self.serving if seat.process is not None]
+        asked = [worker for worker in serving + self._leaving if worker is not but]
+        answers = await DeferredList([worker.channel.ask(question) for worker in asked])
         told = zip(asked, answers, strict=True)
-        return [(process, answer) for process, (_, answer) in told if answer is not None]
+        return [(worker, answer) for worker, (_, answer) in told if answer is not None]
 
     async def drain(self) -> None:
         """Have every worker end in order; done when the last one has."""
@@ -151,16 +155,19 @@ class Supervisor(Service):
 
     def hurry(self) -> None:
         """Have them wait no longer for answers in flight."""
-        for seat in self.seats:
-            seat.tell(Hurry())
+        for worker in self._workers():
+            worker.tell(Hurry())
 
     def kill(self) -> None:
         """End whoever is left."""
         for each in self._processes():
             each.kill()
 
+    def _workers(self) -> list[WorkerProcess]:
+        return [seat.process for seat in self.seats if seat.process is not None] + self._leaving
+
     def _processes(self) -> list[WorkerProcess]:
-        return [each for each in (*(seat.process for seat in self.seats), self.spare) if each is not None]
+        return self._workers() + ([] if self.spare is None else [self.spare])
 
     def _start_all(self) -> None:
         for seat in self.seats:
@@ -220,10 +227,15 @@ class Supervisor(Service):
             self._start_spare_later()
 
     def _received(self, seat: Seat, process: WorkerProcess, message: Any) -> None:
-        if isinstance(message, Serving):
-            self._serves(seat)
-        elif not isinstance(message, Ready):
-            self._boss.received(process, message)
+        match message:
+            case Serving():
+                self._serves(seat)
+            case Draining():
+                self._leaves(seat, process)
+            case Ready():
+                pass
+            case _:
+                self._boss.received(process, message)
 
     def _serves(self, seat: Seat) -> None:
         seat.serving = True
@@ -239,21 +251,44 @@ class Supervisor(Service):
         if len(self.serving) == len(self.seats) and self._spare_again is None:
             self._start_spare()
 
-    def _ended(self, seat: Seat, process: WorkerProcess, how: str) -> None:
-        served, seat.process, seat.serving = seat.serving, None, False
+    def _leaves(self, seat: Seat, process: WorkerProcess) -> None:
+        """It accepts no more, so somebody else has to at once; how long its answers take is not known.
+
+        The next one is not started at once: where all are told to stop, the parent will hear of it as well.
+        """
+        if self._draining:
+            return
+        self._leaving.append(process)
+        process.received = partial(self._boss.received, process)
+        process.gone = partial(self._left, process)
+        self._vacated(seat, "drains", BACKOFF_FIRST)
+
+    def _left(self, process: WorkerProcess, _how: str) -> None:
+        self._leaving.remove(process)
         self._boss.ended(process)
+        self._log.info("{name}, which drained, has ended", name=process.name)
+
+    def _ended(self, seat: Seat, process: WorkerProcess, how: str) -> None:
+        seat.process = None  # nothing more is told to it
+        self._boss.ended(process)
+        self._vacated(seat, f"has ended ({how})")
+
+    def _vacated(self, seat: Seat, why: str, least: float = 0.0) -> None:
+        """Nobody serves in a seat any more: have others accept for it, and start the next one.
+
+        :param least: seconds that it stays empty in any case.
+        """
+        served, seat.process, seat.serving = seat.serving, None, False
         if self._draining:
             return
         now = self._reactor.seconds()
         if seat.empty_since is None:
             seat.empty_since = now
         lived = now - seat.started_at >= LIVED_SECONDS
-        pause = 0.0 if lived else seat.pause
+        pause = max(least, 0.0 if lived else seat.pause)
         seat.pause = min(BACKOFF_LONGEST, 2 * pause) if pause else BACKOFF_FIRST
         when = f"in {pause} s" if pause else "at once"
-        self._log.warn(
-            "worker {number} has ended ({how}); it is started again {when}", number=seat.number, how=how, when=when
-        )
+        self._log.warn("worker {number} {why}; it is started again {when}", number=seat.number, why=why, when=when)
         self.restarts(seat.number)
         if served:
             self._tell_strength()

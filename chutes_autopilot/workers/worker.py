@@ -19,6 +19,7 @@ from chutes_autopilot.workers.messages import (
     Begin,
     Changed,
     Drain,
+    Draining,
     Go,
     Hurry,
     Keys,
@@ -112,6 +113,7 @@ class Worker:
             return
         self._ending = True
         _log.info("stopping, by {reason}", reason=reason)
+        self.channel.send(Draining())
         try:
             self._reactor.stop()
         except ReactorNotRunning:

@@ -366,6 +366,29 @@ def test_a_killed_worker_takes_only_its_own_streams_along(service: Service) -> N
     assert service.get(again[witness], "/readyz") == (200, b"ready")
 
 
+def test_a_worker_that_drains_is_replaced(service: Service) -> None:
+    """New connections are served at once, although its last stream goes on, and soon all workers are there."""
+    connections = service.each_worker()
+    victim, connection = next(iter(connections.items()))
+    stream = service.chat(connection, "streaming", stream=True, tokens=1000)[1]
+    stream.read(1)
+    service.forget_log()
+    os.kill(victim, signal.SIGTERM)
+    service.log(r"\[worker \d workers.worker\] stopping")
+    began = time.monotonic()
+    for _ in range(16):
+        assert service.get(service.connect(), "/healthz") == (200, b"ok")
+    assert time.monotonic() - began < BACK_SECONDS
+    service.log(r"worker \d is back after")
+    assert victim not in service.each_worker()
+    assert service.get(service.connect(), "/readyz") == (200, b"ready")
+    assert service.counter("chutes_autopilot_workers ") == COUNT
+    assert len(stream.read(5000)) == 5000
+    assert is_running(victim)
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    service.log(r"worker \d, which drained, has ended")
+
+
 def test_workers_that_die_together_take_nobody_along(tmp_path: Path) -> None:
     """One that is left accepts for both, what it was answering ends whole, and both are back."""
     service = Service(tmp_path, 4)

@@ -24,8 +24,10 @@ from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import (
     Begin,
     Drain,
+    Draining,
     FindDecision,
     Go,
+    Hurry,
     Lent,
     Ready,
     Reply,
@@ -39,7 +41,7 @@ from chutes_autopilot.workers.messages import (
 )
 from chutes_autopilot.workers.parent import Orders, ParentService
 from chutes_autopilot.workers.processes import STUCK_SECONDS, WorkerProcess
-from chutes_autopilot.workers.supervision import BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
+from chutes_autopilot.workers.supervision import BACKOFF_FIRST, BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
 
 SOCKETS = {0: (10,), 1: (11,), 2: (12,)}
@@ -195,6 +197,32 @@ def test_a_seat_is_lent_once() -> None:
     world.clock.advance(BACKOFF_LONGEST)
     world.sitting(1).ends()
     assert lent(second) == []
+
+
+def test_a_worker_that_drains_leaves_its_seat() -> None:
+    """Another accepts for it at once, and the spare takes it soon, unless all are to end. Until it ends, it is told
+    and asked what the others are, and the end waits for it."""
+    world = World()
+    first, second, spare = world.serve()
+    first.says(Draining())
+    assert (lent(second), spare.told()) == ([1], [])
+    world.clock.advance(BACKOFF_FIRST)
+    assert spare.told()[0].number == 1
+    spare.says(Serving())
+    first.told()
+    world.parent.hurry()
+    asked = Deferred.fromCoroutine(world.parent.supervisor.ask_all(Report))
+    assert first.told() == [Hurry(), Report(1)]
+    for process in (first, second, spare):
+        process.says(Reply(1, b"counted"))
+    assert len(asked.result) == 3
+    drained = Deferred.fromCoroutine(world.parent.supervisor.drain())
+    world.processes[3].ends()
+    for process in (second, spare):
+        process.ends(DONE)
+    assert (first.hears(), first.signals, drained.called) == ([], [], False)
+    first.ends(DONE)
+    assert (drained.called, world.restarted) == (True, [1])
 
 
 def test_a_worker_that_dies_while_there_is_no_spare_is_started_at_once() -> None:
