@@ -10,7 +10,7 @@ import attrs
 import msgspec
 from msgspec.structs import replace
 from twisted.application.service import MultiService
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.defer import TimeoutError as TimeOver
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -272,8 +272,9 @@ class ParentService(MultiService):
 
     def _find(self, worker: WorkerProcess, question: FindDecision | FindAnswer) -> Deferred[None]:
         async def find() -> None:
-            answers = await self.supervisor.ask_all(lambda number: replace(question, id=number), but=worker)
-            worker.tell(Reply(question.id, answers[0][1] if answers else None))
+            asked = self.supervisor.ask_each(lambda number: replace(question, id=number), but=worker)
+            answers = await gatherResults([answer for _, answer in asked])
+            worker.tell(Reply(question.id, next(filter(None, answers), None)))
 
         return Deferred.fromCoroutine(find())
 
@@ -286,13 +287,19 @@ class ParentService(MultiService):
 
     async def recent(self, count: int) -> Sequence[bytes]:
         """The last requests of each worker, and its models' health; JSON."""
-        return [answer for _, answer in await self.supervisor.ask_all(lambda number: Recent(number, count))]
+        asked = self.supervisor.ask_each(lambda number: Recent(number, count))
+        return [answer for answer in await gatherResults([answer for _, answer in asked]) if answer is not None]
 
     def _report_soon(self) -> None:
         Deferred.fromCoroutine(self._report()).addErrback(events.failed_unexpectedly, "counting what workers did")
 
     async def _report(self) -> None:
-        for worker, answer in await self.supervisor.ask_all(Report):
+        asked = self.supervisor.ask_each(Report)
+        await gatherResults([answer.addCallback(self._take_report, worker) for worker, answer in asked])
+
+    def _take_report(self, answer: bytes | None, worker: WorkerProcess) -> None:
+        # at once: when others have answered as well, this one may have ended, and what it counted be added up
+        if answer is not None:
             told = _told(answer)
             self.totals.take(worker, told.families)
             self.routing.health.take(worker, told.health, self._reactor.seconds())

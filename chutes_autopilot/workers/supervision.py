@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import DeferredList
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -129,15 +129,12 @@ class Supervisor(Service):
             if worker is not but:
                 worker.channel.send_encoded(encoded)
 
-    async def ask_all(
+    def ask_each(
         self, question: Callable[[int], Message], but: WorkerProcess | None = None
-    ) -> list[tuple[WorkerProcess, bytes]]:
-        """Ask all who serve or did, except one; each who has an answer, and the answer."""
+    ) -> list[tuple[WorkerProcess, Deferred[bytes | None]]]:
+        """Ask all who serve or did, except one; what comes of each as of Channel.ask."""
         serving = [seat.process for seat in self.serving if seat.process is not None]
-        asked = [worker for worker in serving + self._leaving if worker is not but]
-        answers = await DeferredList([worker.channel.ask(question) for worker in asked])
-        told = zip(asked, answers, strict=True)
-        return [(worker, answer) for worker, (_, answer) in told if answer is not None]
+        return [(worker, worker.channel.ask(question)) for worker in serving + self._leaving if worker is not but]
 
     async def drain(self) -> None:
         """Have every worker end in order; done when the last one has."""

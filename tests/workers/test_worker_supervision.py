@@ -25,6 +25,7 @@ from chutes_autopilot.workers.messages import (
     Begin,
     Drain,
     Draining,
+    Family,
     FindDecision,
     Go,
     Hurry,
@@ -211,11 +212,11 @@ def test_a_worker_that_drains_leaves_its_seat() -> None:
     spare.says(Serving())
     first.told()
     world.parent.hurry()
-    asked = Deferred.fromCoroutine(world.parent.supervisor.ask_all(Report))
+    asked = world.parent.supervisor.ask_each(Report)
     assert first.told() == [Hurry(), Report(1)]
     for process in (first, second, spare):
         process.says(Reply(1, b"counted"))
-    assert len(asked.result) == 3
+    assert [answer.result for _, answer in asked] == [b"counted"] * 3
     drained = Deferred.fromCoroutine(world.parent.supervisor.drain())
     world.processes[3].ends()
     for process in (second, spare):
@@ -296,6 +297,37 @@ def test_one_that_cannot_be_told_anything_is_killed() -> None:
     first, *_ = world.serve()
     first.worker.channel.connectionLost()
     assert first.signals == ["KILL"]
+
+
+def test_what_a_worker_counted_counts_once_if_it_dies_while_others_are_asked() -> None:
+    """Its last answer is what stays of it, and its measured times are over."""
+    world = World()
+    first, second, spare = world.serve()
+    name, health = "requests", FleetHealth(CooldownRules(failures=1, first=10.0))
+    health.failed("a", 0.0)
+
+    def counted(process: Process, value: float) -> None:
+        (asked,) = (message for message in process.told() if isinstance(message, Report))
+        told = Told([Family(name, "", "counter", [(f"{name}_total", (), value)])], health.as_json(0.0))
+        process.says(Reply(asked.id, msgspec.msgpack.encode(told)))
+
+    def total() -> list[str]:
+        return [line for line in world.parent.totals.exposition().decode().splitlines() if line.startswith(name)]
+
+    for value in (1000.0, 1001.0):
+        scrape = Deferred.fromCoroutine(world.parent.count())
+        counted(first, value)
+        if value == 1001.0:
+            first.ends()
+        counted(second, 10.0)
+        assert scrape.called
+    assert total() == ["requests_total 1011.0"]
+    second.ends()
+    assert world.parent.routing.health.figures("a", 0.0) is None
+    spare.says(Serving())
+    Deferred.fromCoroutine(world.parent.count())
+    counted(spare, 1.0)
+    assert total() == ["requests_total 1012.0"]
 
 
 def test_an_answer_is_for_the_process_that_asked() -> None:
