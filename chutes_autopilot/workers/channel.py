@@ -94,10 +94,11 @@ class Channel(Protocol):
         """
         return tuple(self._descriptors.popleft() for _ in range(min(count, len(self._descriptors))))
 
-    def ask(self, question: Callable[[int], Message]) -> Deferred[bytes | None]:
-        """Ask and get the answer; None where the other side has none, ends, or takes longer than ANSWER_SECONDS.
+    def ask(self, question: Callable[[int], Message], within: float = ANSWER_SECONDS) -> Deferred[bytes | None]:
+        """Ask and get the answer; None where the other side has none, ends, or takes too long.
 
         :param question: makes the message from its id.
+        :param within: seconds.
         """
         self._last_id = number = self._last_id + 1
         answer: Deferred[bytes | None] = Deferred()
@@ -105,7 +106,7 @@ class Channel(Protocol):
             answer.callback(None)
             return answer
         self._asked[number] = answer
-        late = self._clock.callLater(ANSWER_SECONDS, self._answered, number, None)
+        late = self._clock.callLater(within, self._answered, number, None)
 
         def over(value: bytes | None) -> bytes | None:
             if late.active():

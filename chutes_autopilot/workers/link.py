@@ -25,7 +25,7 @@ from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.shared_memory import SharedStickyStore, mapped
 from chutes_autopilot.workers.bans import SharedBanFuse
-from chutes_autopilot.workers.channel import Channel, Handed
+from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, Handed
 from chutes_autopilot.workers.cooldowns import ToldCooldowns
 from chutes_autopilot.workers.messages import (
     Banned,
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 FINISHED_SECONDS = 1.0
 """How long finished requests wait until the explorer is told of them, many at a time; it never hears of those of a time
 when the parent is slow."""
+
+ELSEWHERE_SECONDS = ANSWER_SECONDS + 1.0
+"""How long the parent has for an answer that it asks the other workers for: longer than it waits for them itself."""
 
 TOLD_WHOLE = MAX_DECISIONS
 """Of how many of them all workers together tell all, for more are not kept; of others only where the first attempt
@@ -191,12 +194,12 @@ class ParentLink:
 
     def decision_elsewhere(self, request_id: str, owner: bytes) -> Deferred[bytes | None]:
         """What another worker knows of a request."""
-        return self.channel.ask(lambda number: FindDecision(number, request_id, owner))
+        return self.channel.ask(lambda number: FindDecision(number, request_id, owner), ELSEWHERE_SECONDS)
 
     def answer_elsewhere(self, key: tuple[bytes, str]) -> Deferred[dict[str, Any] | None]:
         """What another worker has kept of an answer: the fields of a SignedExchange."""
         caller, chat_id = key
-        asked = self.channel.ask(lambda number: FindAnswer(number, caller, chat_id))
+        asked = self.channel.ask(lambda number: FindAnswer(number, caller, chat_id), ELSEWHERE_SECONDS)
         return asked.addCallback(lambda reply: None if reply is None else msgspec.msgpack.decode(reply))
 
     def open_line(self, protocol: IProtocol) -> None:

@@ -273,8 +273,7 @@ class ParentService(MultiService):
     def _find(self, worker: WorkerProcess, question: FindDecision | FindAnswer) -> Deferred[None]:
         async def find() -> None:
             asked = self.supervisor.ask_each(lambda number: replace(question, id=number), but=worker)
-            answers = await gatherResults([answer for _, answer in asked])
-            worker.tell(Reply(question.id, next(filter(None, answers), None)))
+            worker.tell(Reply(question.id, await _first_found([answer for _, answer in asked])))
 
         return Deferred.fromCoroutine(find())
 
@@ -303,6 +302,24 @@ class ParentService(MultiService):
             told = _told(answer)
             self.totals.take(worker, told.families)
             self.routing.health.take(worker, told.health, self._reactor.seconds())
+
+
+def _first_found(answers: Sequence[Deferred[bytes | None]]) -> Deferred[bytes | None]:
+    """The first answer that there is, whoever else is slow; None when nobody has one."""
+    found: Deferred[bytes | None] = Deferred()
+    left = len(answers)
+
+    def answered(value: bytes | None) -> None:
+        nonlocal left
+        left -= 1
+        if not found.called and (value is not None or not left):
+            found.callback(value)
+
+    for answer in answers:
+        answer.addCallback(answered)
+    if not answers:
+        found.callback(None)
+    return found
 
 
 def _state(snapshot: Snapshot, *, whole: bool) -> State:

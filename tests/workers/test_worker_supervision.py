@@ -19,7 +19,8 @@ from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.web.connections import ClientConnections
-from chutes_autopilot.workers.channel import Channel, encoded
+from chutes_autopilot.web.signatures import SignedExchange
+from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, encoded
 from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import (
     Begin,
@@ -366,33 +367,48 @@ class Worker:
     process: Process
     clock: Clock
     health: FleetHealth = field(factory=lambda: FleetHealth(CooldownRules(failures=1, first=10.0)))
+    channel: Channel = field(init=False)
     link: ParentLink = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        heard: list[Any] = []
-        channel = Channel(ToWorker, self.clock, heard.append, lambda: None)
-        channel.makeConnection(StringTransport())
-        channel.dataReceived(self.process.wire.value())
+        self.channel = Channel(ToWorker, self.clock, self._hear, lambda: None)
+        self.channel.makeConnection(StringTransport())
+        self._listen()
+
+    def _listen(self) -> None:
+        told = self.process.wire.value()
         self.process.wire.clear()
-        descriptors = tuple(os.dup(0) for _ in range(2))
-        self.link = ParentLink(heard.pop(0), channel, self.clock, descriptors)
-        self.link.share_cooldowns({"chat": self.health})
-        for message in heard:
+        self.channel.dataReceived(told)
+
+    def _hear(self, message: Any) -> None:
+        if isinstance(message, Begin):
+            self.link = ParentLink(message, self.channel, self.clock, tuple(os.dup(0) for _ in range(2)))
+            self.link.share_cooldowns({"chat": self.health})
+        else:
             self.link.heard(message)
 
     def talk(self) -> None:
         """Whatever was said by either side is heard by the other."""
-        said = self.link.channel.transport.value()  # type: ignore[union-attr]
-        self.link.channel.transport.clear()  # type: ignore[union-attr]
+        said = self.channel.transport.value()  # type: ignore[union-attr]
+        self.channel.transport.clear()  # type: ignore[union-attr]
         self.process.worker.channel.dataReceived(said)
-        for message in self.process.told():
-            self.link.heard(message)
+        self._listen()
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[World, list[Worker]]]:
     """A parent and its two workers, which serve."""
-    world = World()
+    yield from serving(2)
+
+
+@pytest.fixture
+def three() -> Iterator[tuple[World, list[Worker]]]:
+    """The same of three."""
+    yield from serving(3)
+
+
+def serving(count: int) -> Iterator[tuple[World, list[Worker]]]:
+    world = World(count)
     workers = [Worker(process, world.clock) for process in world.processes]
     for worker in workers:
         worker.process.says(Serving())
@@ -475,6 +491,22 @@ def test_the_explorer_sees_how_models_fare_at_all_workers(pair: tuple[World, lis
     assert health.cooling(10.0) == frozenset()
     two.process.ends()
     assert health.figures("b", 0.0) is None
+
+
+def test_what_another_worker_has_is_found_although_one_is_stalled(three: tuple[World, list[Worker]]) -> None:
+    """Whoever has it answers for all; that nobody has is known when the stalled one was waited for, not before."""
+    world, (one, _, other) = three
+    other.link.answers = {(b"caller", "kept"): SignedExchange("text", "key")}
+    found: list[Any] = []
+    for chat_id in ("kept", "lost"):
+        one.link.answer_elsewhere((b"caller", chat_id)).addCallback(found.append)
+        for worker in (one, other, other, one):
+            worker.talk()
+    assert [each["text"] for each in found] == ["text"]
+    world.clock.advance(ANSWER_SECONDS)
+    assert len(found) == 1
+    one.talk()
+    assert found[1:] == [None]
 
 
 def test_a_report_tells_what_is_measured_of_chat(pair: tuple[World, list[Worker]]) -> None:
