@@ -41,7 +41,7 @@ class Channel(Protocol):
     :param received: told of every message but replies.
     :param lost: called once, when the other side is gone.
     :ivar full: the other side is slow to take what it is told, and more waits here than it should.
-    :ivar full_changed: told of that.
+    :ivar spoke: the other side has said something; whoever wants to know of more sets it back.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Channel(Protocol):
         self._last_id = 0
         self.open = True
         self.full = False
-        self.full_changed: Callable[[bool], None] = lambda _full: None
+        self.spoke = False
 
     def connectionMade(self) -> None:
         cast(Any, self.transport).registerProducer(self, True)
@@ -118,6 +118,7 @@ class Channel(Protocol):
         return answer
 
     def dataReceived(self, data: bytes) -> None:
+        self.spoke = True
         buffer = self._buffer
         buffer += data
         start, end = 0, len(buffer)
@@ -158,12 +159,10 @@ class Channel(Protocol):
     def pauseProducing(self) -> None:
         """Too much waits to be taken."""
         self.full = True
-        self.full_changed(True)
 
     def resumeProducing(self) -> None:
         """It was taken."""
         self.full = False
-        self.full_changed(False)
 
     def stopProducing(self) -> None:
         """The connection is gone."""

@@ -47,16 +47,13 @@ from chutes_autopilot.workers.messages import (
     Strength,
     Told,
 )
-from chutes_autopilot.workers.processes import WorkerProcess
+from chutes_autopilot.workers.processes import CHECKED_SECONDS, WorkerProcess
 from chutes_autopilot.workers.routing import ToldRouting
 from chutes_autopilot.workers.supervision import Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
 
 if TYPE_CHECKING:
     from chutes_autopilot.explorer_live.measured import Measurements
-
-REPORT_SECONDS = 2.0
-"""How often workers are asked what they have counted: a worker that is killed takes no more than that along."""
 
 END_SECONDS = 5.0
 """How much longer than their grace workers may take to end."""
@@ -150,7 +147,7 @@ class ParentService(MultiService):
 
     def startService(self) -> None:
         super().startService()
-        self._reports.start(REPORT_SECONDS, now=False)
+        self._reports.start(CHECKED_SECONDS, now=False)
 
     def stopService(self) -> Deferred[None]:
         """Drain and stop; fires when the last worker has ended, and all else has."""
@@ -272,8 +269,9 @@ class ParentService(MultiService):
 
     def _find(self, worker: WorkerProcess, question: FindDecision | FindAnswer) -> Deferred[None]:
         async def find() -> None:
-            asked = self.supervisor.ask_each(lambda number: replace(question, id=number), but=worker)
-            worker.tell(Reply(question.id, await _first_found([answer for _, answer in asked])))
+            others = [other for other in self.supervisor.answering if other is not worker]
+            asked = [other.channel.ask(lambda number: replace(question, id=number)) for other in others]
+            worker.tell(Reply(question.id, await _first_found(asked)))
 
         return Deferred.fromCoroutine(find())
 
@@ -281,20 +279,23 @@ class ParentService(MultiService):
 
     async def count(self) -> bytes:
         """The metrics of the whole service, in Prometheus' text format."""
-        await self._report()
+        await self._report(self.supervisor.answering)
         return self.totals.exposition()
 
     async def recent(self, count: int) -> Sequence[bytes]:
         """The last requests of each worker, and its models' health; JSON."""
-        asked = self.supervisor.ask_each(lambda number: Recent(number, count))
-        return [answer for answer in await gatherResults([answer for _, answer in asked]) if answer is not None]
+        asked = [worker.channel.ask(lambda number: Recent(number, count)) for worker in self.supervisor.answering]
+        return [answer for answer in await gatherResults(asked) if answer is not None]
 
     def _report_soon(self) -> None:
-        Deferred.fromCoroutine(self._report()).addErrback(events.failed_unexpectedly, "counting what workers did")
+        workers = self.supervisor.workers
+        for worker in workers:
+            worker.check()
+        reported = Deferred.fromCoroutine(self._report(workers))
+        reported.addErrback(events.failed_unexpectedly, "counting what workers did")
 
-    async def _report(self) -> None:
-        asked = self.supervisor.ask_each(Report)
-        await gatherResults([answer.addCallback(self._take_report, worker) for worker, answer in asked])
+    async def _report(self, workers: Sequence[WorkerProcess]) -> None:
+        await gatherResults([each.channel.ask(Report).addCallback(self._take_report, each) for each in workers])
 
     def _take_report(self, answer: bytes | None, worker: WorkerProcess) -> None:
         # at once: when others have answered as well, this one may have ended, and what it counted be added up

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.interfaces import IDelayedCall, IProcessTransport
+from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,8 +22,12 @@ from chutes_autopilot.workers.messages import Message, ToParent
 CHANNEL = 3
 """The descriptor at which a worker finds its channel; all others come over that."""
 
-STUCK_SECONDS = 60.0
-"""How long a worker may take nothing of what it is told before it is killed."""
+CHECKED_SECONDS = 2.0
+"""How often workers are asked what they have counted: one that is killed takes no more than that along."""
+
+STUCK_CHECKS = 30
+"""So often in a row it may be found to have said nothing before it is killed. They are counted, as a clock would also
+count the time for which the whole machine stood still."""
 
 _CODE = (
     "import json, sys; sys.path[:], ahead = json.loads(sys.argv[1]); "
@@ -52,16 +56,23 @@ class WorkerProcess:
     ended: Deferred[None] = attrs.field(factory=Deferred, init=False)
     channel: Channel = attrs.field(init=False)
     transport: IProcessTransport | None = attrs.field(default=None, init=False)
-    _stuck: IDelayedCall | None = attrs.field(default=None, init=False)
+    _silent: int = attrs.field(default=0, init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self.channel = Channel(ToParent, self._reactor, lambda message: self.received(message), self._lost)
-        self.channel.full_changed = self._full_changed
 
     def tell(self, message: Message) -> None:
         """Tell it; nothing is done where it is gone."""
         self.channel.send(message)
+
+    def check(self) -> None:
+        """Kill it where it has said nothing for too long; to be called whenever it is asked something, no oftener."""
+        self._silent = 0 if self.channel.spoke else self._silent + 1
+        self.channel.spoke = False
+        if self._silent == STUCK_CHECKS:
+            self._log.error("{name} answers nothing any more: it is killed", name=self.name)
+            self.kill()
 
     def kill(self) -> None:
         """End it, whatever it does."""
@@ -72,26 +83,12 @@ class WorkerProcess:
     def process_ended(self, reason: Failure) -> None:
         """It is gone, as Twisted tells it."""
         self.transport = None
-        self._full_changed(False)
         self.channel.close()
         self.gone("by itself" if reason.check(ProcessDone) else _how(reason.value))
         self.ended.callback(None)
 
     def _lost(self) -> None:
         """One that cannot be told anything any more is of no use, should it be alive at all."""
-        self._full_changed(False)
-        self.kill()
-
-    def _full_changed(self, full: bool) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-        if full:
-            self._stuck = self._reactor.callLater(STUCK_SECONDS, self._is_stuck)
-
-    def _is_stuck(self) -> None:
-        self._stuck = None
-        self._log.error("{name} hears nothing any more: it is killed", name=self.name)
         self.kill()
 
 

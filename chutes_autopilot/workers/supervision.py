@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -118,23 +118,26 @@ class Supervisor(Service):
         """The seats whose workers accept connections."""
         return tuple(seat for seat in self.seats if seat.serving)
 
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        """All there are, those too that do not serve yet or do no more."""
+        return [seat.process for seat in self.seats if seat.process is not None] + self._leaving
+
+    @property
+    def answering(self) -> list[WorkerProcess]:
+        """Those who serve or did."""
+        return [seat.process for seat in self.serving if seat.process is not None] + self._leaving
+
     def startService(self) -> None:
         """Start all workers, as soon as the reactor runs: before, no end of a process would be noticed."""
         super().startService()
         self._reactor.callWhenRunning(self._start_all)
 
     def tell_all(self, encoded: bytes, but: WorkerProcess | None = None) -> None:
-        """Tell every worker except one, those too that do not serve yet or do no more."""
-        for worker in self._workers():
+        """Tell every worker except one."""
+        for worker in self.workers:
             if worker is not but:
                 worker.channel.send_encoded(encoded)
-
-    def ask_each(
-        self, question: Callable[[int], Message], but: WorkerProcess | None = None
-    ) -> list[tuple[WorkerProcess, Deferred[bytes | None]]]:
-        """Ask all who serve or did, except one; what comes of each as of Channel.ask."""
-        serving = [seat.process for seat in self.serving if seat.process is not None]
-        return [(worker, worker.channel.ask(question)) for worker in serving + self._leaving if worker is not but]
 
     async def drain(self) -> None:
         """Have every worker end in order; done when the last one has."""
@@ -152,7 +155,7 @@ class Supervisor(Service):
 
     def hurry(self) -> None:
         """Have them wait no longer for answers in flight."""
-        for worker in self._workers():
+        for worker in self.workers:
             worker.tell(Hurry())
 
     def kill(self) -> None:
@@ -160,11 +163,8 @@ class Supervisor(Service):
         for each in self._processes():
             each.kill()
 
-    def _workers(self) -> list[WorkerProcess]:
-        return [seat.process for seat in self.seats if seat.process is not None] + self._leaving
-
     def _processes(self) -> list[WorkerProcess]:
-        return self._workers() + ([] if self.spare is None else [self.spare])
+        return self.workers + ([] if self.spare is None else [self.spare])
 
     def _start_all(self) -> None:
         for seat in self.seats:

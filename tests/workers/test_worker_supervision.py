@@ -32,6 +32,7 @@ from chutes_autopilot.workers.messages import (
     Hurry,
     Lent,
     Ready,
+    Recent,
     Reply,
     Report,
     Returned,
@@ -42,7 +43,7 @@ from chutes_autopilot.workers.messages import (
     ToWorker,
 )
 from chutes_autopilot.workers.parent import Orders, ParentService
-from chutes_autopilot.workers.processes import STUCK_SECONDS, WorkerProcess
+from chutes_autopilot.workers.processes import CHECKED_SECONDS, STUCK_CHECKS, WorkerProcess
 from chutes_autopilot.workers.supervision import BACKOFF_FIRST, BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
 
@@ -213,11 +214,8 @@ def test_a_worker_that_drains_leaves_its_seat() -> None:
     spare.says(Serving())
     first.told()
     world.parent.hurry()
-    asked = world.parent.supervisor.ask_each(Report)
-    assert first.told() == [Hurry(), Report(1)]
-    for process in (first, second, spare):
-        process.says(Reply(1, b"counted"))
-    assert [answer.result for _, answer in asked] == [b"counted"] * 3
+    Deferred.fromCoroutine(world.parent.recent(9))
+    assert first.told() == [Hurry(), Recent(1, 9)]
     drained = Deferred.fromCoroutine(world.parent.supervisor.drain())
     world.processes[3].ends()
     for process in (second, spare):
@@ -279,17 +277,18 @@ def test_a_process_that_cannot_be_started_is_tried_again() -> None:
     assert world.processes[3].told()[0].number == 2
 
 
-def test_a_worker_that_hears_nothing_any_more_is_killed() -> None:
-    """When what it is told has waited for a minute; one that takes it in time is not."""
-    world = World()
-    first, second, _ = world.serve()
-    for slow in (first, second):
-        slow.wire.producer.pauseProducing()
-    world.clock.advance(STUCK_SECONDS - 0.5)
-    second.wire.producer.resumeProducing()
-    assert (first.signals, second.signals) == ([], [])
-    world.clock.advance(0.5)
-    assert (first.signals, second.signals) == (["KILL"], [])
+def test_a_worker_that_says_nothing_any_more_is_killed() -> None:
+    """When it has been asked for a minute, whether it serves, drains or has not begun; one that answers late is not."""
+    world = World(3)
+    world.parent.startService()
+    slow, *silent = world.serve()
+    silent[0].says(Draining())
+    for _ in range(STUCK_CHECKS // 5):
+        world.clock.pump([CHECKED_SECONDS] * 5)
+        slow.says(Reply(0, None))
+    assert [process.signals for process in world.processes] == [[]] * 4
+    world.clock.pump([CHECKED_SECONDS] * 2)
+    assert (slow.signals, [process.signals for process in silent]) == ([], [["KILL"]] * 3)
 
 
 def test_one_that_cannot_be_told_anything_is_killed() -> None:
