@@ -72,18 +72,29 @@ class BanFuse:
 
         :param retry_after: what the page says.
         """
-        ban = self.bans.get(client)
-        if ban is None or now - ban.until > self.rules.longest:
-            ban = self.bans[client] = _Ban()
+        ban = self._of(client, now)
         if now >= ban.until:
             wait = min(self.rules.longest, max(self.rules.first * 2.0 ** min(ban.times, 30), retry_after or 0.0))
             ban.until, ban.met_at = now + wait, now
             ban.times += 1
+        return ban.until - now
+
+    def heard(self, client: bytes, wait: float, times: int, now: float) -> None:
+        """Somebody else has met a ban of a client's, the so many-th in a row; of one that is known nothing changes."""
+        ban = self._of(client, now)
+        if now >= ban.until:
+            ban.until, ban.times = now + wait, times
+
+    def _of(self, client: bytes, now: float) -> _Ban:
+        """A client's, whose latest attempt is over."""
+        ban = self.bans.get(client)
+        if ban is None or now - ban.until > self.rules.longest:
+            ban = self.bans[client] = _Ban()
         ban.held_until = 0.0
         self.bans.move_to_end(client)
         while len(self.bans) > self.max_clients:
             self.bans.popitem(last=False)
-        return ban.until - now
+        return ban
 
     def answered(self, client: bytes, began: float) -> None:
         """A call got another answer, whatever it said: there is no ban.

@@ -13,14 +13,25 @@ class SharedBanFuse(BanFuse):
     """A worker's: a ban that one meets keeps all from calling."""
 
     tell: Callable[[Message], None] = field(kw_only=True)
-    now: Callable[[], float] = field(kw_only=True)
 
     def banned(self, client: bytes, retry_after: float | None, now: float) -> float:
         """As of BanFuse; the others hear of it."""
         wait = super().banned(client, retry_after, now)
-        self.tell(Banned(client, wait))
+        self.tell(Banned(client, wait, self.bans[client].times))
         return wait
 
-    def heard(self, message: Banned) -> None:
-        """Some worker has met a ban; of one that this worker knows already, nothing changes."""
-        super().banned(message.client, message.retry_after, self.now())
+
+@define(eq=False)
+class KnownBans:
+    """The parent's: for workers that begin."""
+
+    _fuse: BanFuse = field(init=False, factory=BanFuse)
+
+    def take(self, message: Banned, now: float) -> None:
+        """What a worker has told."""
+        self._fuse.heard(message.client, message.wait, message.times, now)
+
+    def lasting(self, now: float) -> list[Banned]:
+        """Every ban that is not over, as it would be told now."""
+        bans = self._fuse.bans.items()
+        return [Banned(client, ban.until - now, ban.times) for client, ban in bans if ban.until > now]

@@ -143,7 +143,7 @@ class ParentLink:
 
     def fuse(self) -> SharedBanFuse:
         """The bans that all workers share."""
-        self._fuse = SharedBanFuse(tell=self.channel.send, now=self.reactor.seconds)
+        self._fuse = SharedBanFuse(tell=self.channel.send)
         return self._fuse
 
     def share_cooldowns(self, healths: Mapping[str, FleetHealth]) -> None:
@@ -227,7 +227,7 @@ class ParentLink:
                 self.snapshots.current = self._snapshot(message)
             case Banned():
                 if self._fuse is not None:
-                    self._fuse.heard(message)
+                    self._fuse.heard(message.client, message.wait, message.times, self.reactor.seconds())
             case Cooling() | Probing():
                 if self._cooldowns is not None:
                     self._cooldowns.heard(message)

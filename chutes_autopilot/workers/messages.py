@@ -209,10 +209,15 @@ class Refusal(Message):
 
 
 class Banned(Message):
-    """The platform's edge has banned a client."""
+    """The platform's edge has banned a client.
+
+    :param wait: seconds for which it will be answered without a call.
+    :param times: how often in a row.
+    """
 
     client: bytes
-    retry_after: float | None
+    wait: float
+    times: int
 
 
 class Cooling(Message):

@@ -24,6 +24,7 @@ from chutes_autopilot.policy.catalog import Catalog
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.site import GatewaySite
+from chutes_autopilot.workers.bans import KnownBans
 from chutes_autopilot.workers.channel import encoded
 from chutes_autopilot.workers.cooldowns import KnownCooldowns
 from chutes_autopilot.workers.messages import (
@@ -122,6 +123,7 @@ class ParentService(MultiService):
         self._snapshots = snapshots
         self._sources = sources
         self.routing = ToldRouting()
+        self._bans = KnownBans()
         self._cooldowns = KnownCooldowns()
         self._told: Catalog | None = None
         self._waiting: Deferred[Any] | None = None
@@ -197,6 +199,7 @@ class ParentService(MultiService):
             told.append(keys)
         if self._snapshots.current.id:
             told.append(_state(self._snapshots.current, whole=True))
+        told += self._bans.lasting(self._reactor.seconds())
         told += [*self._cooldowns.all, Strength(len(self.supervisor.serving))]
         return [encoded(message) for message in told]
 
@@ -237,6 +240,7 @@ class ParentService(MultiService):
             case FindDecision() | FindAnswer():
                 self._find(worker, message).addErrback(events.failed_unexpectedly, "asking the other workers")
             case Banned():
+                self._bans.take(message, self._reactor.seconds())
                 self.supervisor.tell_all(encoded(message))
             case Cooling() | Probing():
                 self._cooldowns.take(worker, message)

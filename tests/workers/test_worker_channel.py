@@ -17,7 +17,6 @@ from chutes_autopilot.policy.model_offers import Offer
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.relay.explain import Explained
-from chutes_autopilot.workers.bans import SharedBanFuse
 from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, encoded
 from chutes_autopilot.workers.messages import (
     Banned,
@@ -66,7 +65,7 @@ class Side(Channel):
 @given(st.lists(st.integers(1, 40)))
 def test_messages_arrive_whole_in_whatever_pieces(sizes: list[int]) -> None:
     """However the bytes are cut, each message is told once, in its order, equal to what was sent."""
-    told: list[Message] = [STATE, Drain(), Banned(b"k", None), Drain(), Banned(b"k" * 5000, 2.5)]
+    told: list[Message] = [STATE, Drain(), Banned(b"k", 60.0, 1), Drain(), Banned(b"k" * 5000, 2.5, 2)]
     side, left = Side(ToWorker), b"".join(map(encoded, told))
     for size in sizes:
         side.dataReceived(left[:size])
@@ -110,7 +109,7 @@ def test_settings_survive_what_is_no_utf8() -> None:
 
 def test_no_message_shows_what_it_holds() -> None:
     """Settings, keys and clients stay out of logs and tracebacks."""
-    for message in (Sources.of({"TOKEN": "hunter2"}, {}), Banned(b"hunter2", 1.0), STATE):
+    for message in (Sources.of({"TOKEN": "hunter2"}, {}), Banned(b"hunter2", 1.0, 1), STATE):
         assert repr(message) == f"{type(message).__name__}(...)"
 
 
@@ -183,14 +182,3 @@ def test_keys_are_handed_down_whole() -> None:
     assert [key.sign("x") for key in handed.current.keys if key.algo == "ed25519"] == [
         key.sign("x") for key in keys.keys if key.algo == "ed25519"
     ]
-
-
-def test_a_ban_keeps_clients_of_every_worker_from_calling() -> None:
-    """The one that meets it tells, and those that are told refuse; to hear one's own again changes nothing."""
-    told: list[Message] = []
-    one, other = (SharedBanFuse(tell=told.append, now=lambda: 100.0) for _ in range(2))
-    wait = one.banned(b"client", None, 100.0)
-    for each in (one, other):
-        each.heard(told[0])
-    assert [each.admit(b"client", 100.0) for each in (one, other)] == [wait, wait]
-    assert (len(told), other.admit(b"another", 100.0)) == (1, 0.0)

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
+from chutes_autopilot.policy.retry_shield import BanFuse
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.signatures import SignedExchange
 from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, encoded
@@ -368,6 +369,7 @@ class Worker:
     health: FleetHealth = field(factory=lambda: FleetHealth(CooldownRules(failures=1, first=10.0)))
     channel: Channel = field(init=False)
     link: ParentLink = field(init=False)
+    fuse: BanFuse = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.channel = Channel(ToWorker, self.clock, self._hear, lambda: None)
@@ -383,6 +385,7 @@ class Worker:
         if isinstance(message, Begin):
             self.link = ParentLink(message, self.channel, self.clock, tuple(os.dup(0) for _ in range(2)))
             self.link.share_cooldowns({"chat": self.health})
+            self.fuse = self.link.fuse()
         else:
             self.link.heard(message)
 
@@ -443,6 +446,26 @@ def test_what_one_worker_finds_failing_all_leave_alone(pair: tuple[World, list[W
     talk([three, one])
     assert one.health.cooling(12.0) == frozenset()
     three.link.adopted()
+
+
+def test_a_ban_keeps_clients_of_every_worker_from_calling(pair: tuple[World, list[Worker]]) -> None:
+    """For as long as the one that met it, those too that begin later, and a second ban lasts longer at all."""
+    world, (one, two) = pair
+    waits = []
+    for passed in (20.0, 100.0):
+        one.fuse.banned(b"client", None, world.clock.seconds())
+        talk([one, two])
+        world.clock.advance(passed)
+        two.process.ends()
+        two.link.adopted()
+        two = Worker(world.processes[-1], world.clock)
+        two.process.says(Serving())
+        now = world.clock.seconds()
+        waits.append([worker.fuse.admit(b"client", now) for worker in (one, two)])
+        assert two.fuse.admit(b"another", now) == 0.0
+        world.clock.advance(40.0)
+    assert waits == [[40.0, 40.0], [20.0, 20.0]]
+    two.link.adopted()
 
 
 def test_a_probe_that_dies_with_its_worker_is_over(pair: tuple[World, list[Worker]]) -> None:
