@@ -81,6 +81,7 @@ def share_of(settings: Settings, workers: int) -> Settings:
         max_connections=max(1, -(-settings.max_connections // workers)),
         max_buffered_request_bytes=-(-settings.max_buffered_request_bytes // workers),
         max_inflight_requests=max(1, -(-settings.max_inflight_requests // workers)),
+        # rounded down: all together may not come to more than the platform allows
         chutes_e2ee_discovery_rpm=max(1, settings.chutes_e2ee_discovery_rpm // workers),
     )
 
