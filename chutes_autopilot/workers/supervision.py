@@ -300,14 +300,13 @@ class Supervisor(Service):
 
     def _lend(self) -> None:
         """Have somebody who serves accept for every seat where nobody does; no connection waits for a restart."""
-        serving = [seat.process for seat in self.serving]
+        serving = [seat.process for seat in self.serving if seat.process is not None]
+        if not serving or self._draining:
+            return
         for seat in self.seats:
-            if seat.serving or (seat.lent_to is not None and seat.lent_to in serving):
+            if seat.serving or seat.lent_to in serving:
                 continue
             seat.lent_to = None
-            lender = next(iter(serving), None)
-            if lender is None:
-                continue
             try:
                 sockets = self._sockets(seat.number - 1)
             except OSError as error:
@@ -315,8 +314,8 @@ class Supervisor(Service):
                     "nobody accepts for worker {number}: {reason}", number=seat.number, reason=error.strerror
                 )
                 continue
-            seat.lent_to = lender
-            lender.channel.send_descriptors(sockets, Lent(seat.number))
+            seat.lent_to = serving[0]
+            serving[0].channel.send_descriptors(sockets, Lent(seat.number))
 
 
 def _cancel(call: IDelayedCall | None) -> None:
