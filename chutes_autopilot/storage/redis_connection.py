@@ -131,7 +131,9 @@ class RedisConnection(Service):
     txredisapi's own connecting is not used: it stops for good where logging in fails, which it also does while Redis
     is loading its data, and it lets commands wait without limit.
 
-    The log has one line when Redis cannot be used any more and one when it can be again, whatever happens between.
+    The log has one line when Redis cannot be used any more and one when it can be again, whatever happens between. It
+    can be again when it has answered within ``timeout``: logging in may take longer, and a Redis that is always late
+    would otherwise come and go with every connection.
 
     :param timeout: seconds for an answer; may be changed at any time.
     :param login_timeout: seconds for each step of logging in, the first with the TLS handshake.
@@ -323,6 +325,7 @@ class RedisConnection(Service):
         protocol = await self._open(_RedisProtocol(self._reactor))
         try:
             await self._log_in(protocol)
+            await self._unless_refused(protocol, self.timeout, "PING")  # it is of use only where it is not late
             await self._look_at_policy(protocol)
             if self._changed is not None:
                 await self._track(protocol, self._changed)
@@ -369,10 +372,10 @@ class RedisConnection(Service):
             await self._ask(protocol, self._login_timeout, [("AUTH", *login)])
         if server.db:
             await self._ask(protocol, self._login_timeout, [("SELECT", server.db)])
-        await self._unless_refused(protocol, "PING")
+        await self._unless_refused(protocol, self._login_timeout, "PING")
 
     async def _look_at_policy(self, protocol: _RedisProtocol) -> None:
-        policy = await self._unless_refused(protocol, "CONFIG", "GET", "maxmemory-policy")
+        policy = await self._unless_refused(protocol, self._login_timeout, "CONFIG", "GET", "maxmemory-policy")
         if policy != self._policy:
             self._policy = policy
             if policy is None:
@@ -380,10 +383,15 @@ class RedisConnection(Service):
             elif policy != GOOD_POLICY:
                 _log.warn("Redis may forget what it must keep: its maxmemory-policy is not noeviction")
 
-    async def _unless_refused(self, protocol: _RedisProtocol, *words: str) -> Any:
+    async def _unless_refused(
+        self,
+        protocol: _RedisProtocol,
+        timeout: float,  # noqa: ASYNC109
+        *words: str,
+    ) -> Any:
         # what is not needed for the work may be forbidden to this user, or unknown to what only speaks like Redis
         try:
-            return _first(await self._ask(protocol, self._login_timeout, [words]))
+            return _first(await self._ask(protocol, timeout, [words]))
         except RedisUnavailable as error:
             if error.code in ("NOPERM", "ERR"):
                 return None

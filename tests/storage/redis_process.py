@@ -65,7 +65,8 @@ class RedisLog:
     def __call__(self, event: dict[str, Any]) -> None:
         if event.get("log_namespace") == "chutes_autopilot.storage.redis_connection":
             self.lines.append(formatEvent(event))
-            self._reactor.callLater(0, self._compare)
+            if self._waiting is not None:
+                self._reactor.callLater(0, self._compare)
 
     def said(self, line: str) -> Deferred[None]:
         """Fires when a line was logged that no earlier call has waited for or passed over."""

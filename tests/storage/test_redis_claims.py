@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from played_redis import PlayedRedis
 from redis_process import UNLIKELY, RedisLog, RedisProcess
 from twisted.internet.defer import Deferred
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
@@ -271,4 +272,24 @@ def test_pauses_between_attempts_grow() -> None:
     clock.pump([0.01] * 1000)
     assert attempts == pytest.approx([0, 0.1, 0.3, 0.7, 1.5, 3.1, 5.1, 7.1, 9.1], abs=0.1)
     connection.stopService()
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_redis_that_is_always_late_is_away(redis_log: RedisLog) -> None:
+    """It is not taken for usable because it lets us in: one outage, with growing pauses, until it answers in time."""
+    clock = Clock()
+    redis = PlayedRedis(clock, delay=0.4)
+    connection = RedisConnection(clock, redis, RedisServer("h"), 0.25)  # type: ignore[arg-type]
+    used: list[int] = []
+    connection.connected.append(lambda: used.append(connection.epoch))
+    connection.startService()
+    clock.pump([0.05] * 600)
+    assert (used, connection.usable, connection.fault) == ([], False, "timeout")
+    assert 10 < len(redis.connections) < 20
+    redis.delay = 0.2
+    clock.pump([0.05] * 100)
+    assert (used, connection.usable, connection.fault) == ([1], True, None)
+    assert redis_log.lines == ["Redis cannot be used: timeout", CONNECTED]
+    connection.stopService()
+    clock.advance(1)
     assert clock.getDelayedCalls() == []
