@@ -56,19 +56,19 @@ async def check_redis(reactor: Any, settings: Settings, trust_root: Any, now: Ca
 
 async def _answer(connection: Any, *words: str) -> Any:
     """None where this user may not ask for it."""
-    from chutes_autopilot.storage.redis_connection import RedisUnavailable
+    from chutes_autopilot.storage.redis_connection import RedisRefusal
 
     try:
         return await connection.command(*words)
-    except RedisUnavailable as error:
-        if error.code is None:
-            raise
+    except RedisRefusal:
         return None
 
 
 def _advice(reason: str) -> str:
     if re.match("WRONGPASS|NOAUTH|NOPERM|ERR to AUTH", reason):
         return "check user and password in REDIS_URL (odd characters as %XX)"
+    if re.match("READONLY|MASTERDOWN|MISCONF|NOREPLICAS", reason):
+        return "REDIS_URL must lead to a primary that takes writes; until then encrypted requests get 503"
     if reason.startswith("TLS"):
         return "rediss:// speaks TLS, redis:// does not; SSL_CERT_FILE names a private authority"
     return "check that it runs, and host, port and firewall; until then encrypted requests get 503"

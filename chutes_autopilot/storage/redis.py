@@ -9,7 +9,7 @@ from zope.interface import implementer
 from chutes_autopilot.e2ee.replay import REPEAT, check_outlived, replay_detected
 from chutes_autopilot.errors import ApiError, e2ee_error
 from chutes_autopilot.interfaces import IReplayClaims
-from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable
+from chutes_autopilot.storage.redis_connection import CLAIMS, RedisConnection, RedisUnavailable
 
 
 @implementer(IReplayClaims)
@@ -31,7 +31,7 @@ class RedisClaims:
 
     async def _claim(self, name: str, expiry: int) -> None:
         try:
-            answer = await self._redis.command("SET", f"e2ee:claim:{name}", "1", "NX", "EXAT", expiry)
+            answer = await self._redis.command("SET", f"{CLAIMS}{name}", "1", "NX", "EXAT", expiry)
         except RedisUnavailable:
             raise _unavailable() from None
         if answer is None:

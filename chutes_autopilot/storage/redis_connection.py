@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal
 
 from OpenSSL.SSL import Error as TLSError
 from twisted.application.service import Service
@@ -26,32 +26,58 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
 """Seconds before the next attempt to connect; doubled each time until a command succeeds."""
 
-LOST = "connection lost"
 NOT_CONNECTED = "not connected"
 UNKNOWN = "never connected"
 CHANGED_KEYS = "__redis__:invalidate"
 """The channel on which Redis names the keys that others have changed."""
 
+CLAIMS = "e2ee:claim:"
+"""What the names of claimed nonces begin with; the protocol of encrypted requests lays it down."""
+
 Words = tuple[str | bytes | int, ...]
 """One command."""
+
+TRIAL: Words = ("SET", f"{CLAIMS}trial", "1", "PX", 1)
+"""Whoever may write anything at all may write this; no nonce has such a name."""
+
+UNFIT = frozenset({"LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY"})
+"""Errors that say that a server is none to work with now, as a primary that has become a replica: another one may be
+where the name leads to by then."""
+
+GROWING = frozenset({"SET", "HSET"})
+"""Commands that Redis takes only while it has memory."""
 
 GOOD_POLICY = [b"maxmemory-policy", b"noeviction"]
 
 _log = Logger()
 
 
+ErrorKind = Literal["timeout", "refused", "lost", "connect"]
+"""What went wrong, for metrics."""
+
+
 class RedisUnavailable(Exception):
     """Redis did not do what it was asked, or it is not known whether it did.
 
     :param reason: for the log.
-    :param code: the first word of an error Redis answered with; the rest is left out, because it may repeat what
-        Redis was sent.
     """
 
-    def __init__(self, reason: str, code: str | None = None) -> None:
+    def __init__(self, reason: str, kind: ErrorKind) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.kind: ErrorKind = kind
+
+
+class RedisRefusal(RedisUnavailable):
+    """Redis answered one command with an error; others it may do.
+
+    :param code: the first word of the error; the rest is left out, because it may repeat what Redis was sent.
+    """
+
+    def __init__(self, code: str, command: str) -> None:
+        super().__init__(f"{code} to {command}", "refused")
         self.code = code
+        self.command = command
 
 
 def redis_endpoint(reactor: Any, server: RedisServer, trust_root: Any) -> IStreamClientEndpoint:
@@ -75,12 +101,14 @@ class _RedisProtocol(BaseRedisProtocol):  # type: ignore[misc]
     """One connection: txredisapi's reading and writing of RESP, with the clock given and strings left as bytes.
 
     :ivar end: a word on how the connection ended.
+    :ivar given_up: whether it was ended here, because of how Redis answered.
     """
 
     def __init__(self, clock: Any) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self.callLater = clock.callLater
         self.end = ""
+        self.given_up = False
 
     def _build_command(self, *words: str | bytes | int) -> bytes:
         # txredisapi's own takes ten times as long, which is felt where records of many requests are written
@@ -88,8 +116,14 @@ class _RedisProtocol(BaseRedisProtocol):  # type: ignore[misc]
         return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded])
 
     def connectionLost(self, why: Failure) -> None:
-        self.end = "TLS or certificate" if why.check(TLSError) else type(why.value).__name__
+        if not self.given_up:
+            self.end = "TLS or certificate" if why.check(TLSError) else type(why.value).__name__
         super().connectionLost(why)
+
+    def give_up(self, reason: str) -> None:
+        """End the connection, as Redis is of no use by it."""
+        self.end, self.given_up = reason, True
+        self.transport.abortConnection()
 
     async def ended(self) -> None:
         """Wait for the end of the connection."""
@@ -131,18 +165,20 @@ class RedisConnection(Service):
     txredisapi's own connecting is not used: it stops for good where logging in fails, which it also does while Redis
     is loading its data, and it lets commands wait without limit.
 
+    It is also given up when Redis answers with an error that is none of the command (UNFIT). Then the name is resolved
+    anew, so that where another server takes over it is found.
+
     The log has one line when Redis cannot be used any more and one when it can be again, whatever happens between. It
-    can be again when it has answered within ``timeout``: logging in may take longer, and a Redis that is always late
-    would otherwise come and go with every connection.
+    can be again when it has taken a write within ``timeout``: one that is always late, or that lets us in and takes
+    none, would otherwise come and go with every connection.
 
     :param timeout: seconds for an answer; may be changed at any time.
     :param login_timeout: seconds for each step of logging in, the first with the TLS handshake.
     :param changed: told of changed keys (Redis's client-side caching), for which there is a second connection that
         lives and ends with the first.
-    :param errors: counts what went wrong: ``timeout``, ``refused``, ``lost`` or ``connect``.
+    :param errors: counts what went wrong, by ErrorKind.
     :ivar epoch: counts the connections so far; while it stays, `changed` has missed nothing.
     :ivar tracking: whether Redis names changed keys.
-    :ivar refusal: why the last pipeline was refused, None where it was not.
     """
 
     def __init__(
@@ -171,8 +207,8 @@ class RedisConnection(Service):
         self._fault: str | None = UNKNOWN
         self._policy: Any = GOOD_POLICY
         self._untracked = False
+        self._refused: dict[str, RedisRefusal] = {}
         self._refused_in = 0
-        self.refusal: str | None = None
         self._pause = FIRST_PAUSE
         self._work: Deferred[None] | None = None
 
@@ -196,6 +232,11 @@ class RedisConnection(Service):
         return self._fault
 
     @property
+    def refusal(self) -> str | None:
+        """What Redis refuses while it can be used, until it takes such a command; None where nothing."""
+        return next((error.reason for error in self._refused.values()), None)
+
+    @property
     def usable(self) -> bool:
         """Whether it makes sense to ask."""
         return self._usable is not None
@@ -205,46 +246,46 @@ class RedisConnection(Service):
 
         Fails with RedisUnavailable.
         """
-        return Deferred.fromCoroutine(self._command(words))
-
-    async def _command(self, words: Words) -> Any:
-        try:
-            (answer,) = await self._answers((words,))
-        except RedisUnavailable as error:
-            self._tell(error.reason)
-            raise
-        self._tell(None)
-        return answer
+        return self.pipeline(words).addCallback(_first)
 
     def pipeline(self, *commands: Words) -> Deferred[list[Any]]:
-        """Ask several things in one go, which nobody depends on; their answers in order.
+        """Ask several things in one go; their answers in order.
 
-        Fails with RedisUnavailable where one of them fails; the others may have been done all the same. What Redis
-        refuses is told to the log once for each connection, and does not count as an outage.
+        Fails with RedisUnavailable where one of them fails; the others may have been done all the same. A RedisRefusal
+        is told to the log once for each connection, and does not count as an outage.
         """
         return Deferred.fromCoroutine(self._pipeline(commands))
 
     async def _pipeline(self, commands: Sequence[Words]) -> list[Any]:
         try:
             answers = await self._answers(commands)
-        except RedisUnavailable as error:
-            self.refusal = error.reason if error.code is not None else None
-            if error.code is None:
-                self._tell(error.reason)
-            elif self._refused_in != self.epoch:
+        except RedisRefusal as error:
+            self._refused[error.command] = error
+            if self._refused_in != self.epoch:
                 self._refused_in = self.epoch
                 _log.warn("Redis refuses what replicas share: {reason}", reason=error.reason)
             raise
-        self.refusal = None
+        except RedisUnavailable as error:
+            self._tell(error.reason)
+            raise
+        if self._refused:
+            self._taken({str(words[0]) for words in commands})
         return answers
+
+    def _taken(self, commands: set[str]) -> None:
+        """Redis refuses these no more, and where one of them needs memory there is some for all."""
+        memory = not commands.isdisjoint(GROWING)
+        for command, error in tuple(self._refused.items()):
+            if command in commands or (memory and error.code == "OOM"):
+                del self._refused[command]
 
     async def _answers(self, commands: Sequence[Words]) -> list[Any]:
         if self._usable is None:
-            raise RedisUnavailable(NOT_CONNECTED)
+            raise RedisUnavailable(NOT_CONNECTED, "connect")
         try:
             answers = await self._ask(self._usable, self.timeout, commands)
         except RedisUnavailable as error:
-            self._count(error)
+            self._errors[error.kind] += 1
             raise
         self._pause = FIRST_PAUSE
         return answers
@@ -264,7 +305,7 @@ class RedisConnection(Service):
                 answer.addBoth(outcomes.append)
             await answer
         except RedisError:
-            raise RedisUnavailable(LOST) from None
+            raise RedisUnavailable(protocol.end, "lost") from None
         if any(isinstance(outcome, Failure) for outcome in outcomes):
             raise self._fault_of(protocol, commands, outcomes)
         return outcomes
@@ -274,17 +315,16 @@ class RedisConnection(Service):
         number, failed = next((n, each.value) for n, each in enumerate(outcomes) if isinstance(each, Failure))
         if isinstance(failed, TimeoutError):
             # its answer may still come, and all others would wait behind it: better a new connection
-            protocol.transport.abortConnection()
-            return RedisUnavailable("timeout")
+            protocol.give_up("timeout")
+            return RedisUnavailable("timeout", "timeout")
         if isinstance(failed, ResponseError):
             word = re.match("[A-Z]{1,20}(?= |$)", str(failed))
-            code = word[0] if word else "ERR"
-            return RedisUnavailable(f"{code} to {commands[number][0]!s}", code)
-        return failed if isinstance(failed, CancelledError) else RedisUnavailable(LOST)
-
-    def _count(self, error: RedisUnavailable) -> None:
-        kinds = {"timeout": "timeout", LOST: "lost"}
-        self._errors["refused" if error.code is not None else kinds.get(error.reason, "connect")] += 1
+            refusal = RedisRefusal(word[0] if word else "ERR", str(commands[number][0]))
+            if refusal.code not in UNFIT:
+                return refusal
+            protocol.give_up(refusal.reason)
+            return RedisUnavailable(refusal.reason, "refused")
+        return failed if isinstance(failed, CancelledError) else RedisUnavailable(protocol.end, "lost")
 
     async def _stay_connected(self) -> None:
         while True:
@@ -293,19 +333,20 @@ class RedisConnection(Service):
             except CancelledError:
                 raise
             except RedisUnavailable as error:
-                if not self.running:  # endpoints make errors of their own of a cancelled attempt
-                    return
-                self._count(error)
+                self._errors[error.kind] += 1
                 self._tell(error.reason)
             except Exception:  # noqa: BLE001 - told to the log; without this loop Redis would stay away
                 events.failed_unexpectedly(Failure(), "connecting to Redis")
+            if not self.running:  # endpoints and DeferredLists make something else of a cancellation
+                return
             await deferLater(self._reactor, self._pause)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    async def _use(self, protocol: _RedisProtocol) -> NoReturn:
+    async def _use(self, protocol: _RedisProtocol) -> None:
         """Let commands use the connection until it ends."""
         listener, self._listener = self._listener, None
         self._usable = protocol
+        self._refused.clear()
         self.epoch += 1
         self._tell(None)
         try:
@@ -318,21 +359,23 @@ class RedisConnection(Service):
             await protocol.cut()
             if listener is not None:
                 await listener.cut()
-        raise RedisUnavailable(protocol.end)
+        self._tell(protocol.end)
+        if not protocol.given_up:  # else that which was answered so is counted
+            self._errors["lost"] += 1
 
     async def _connected(self) -> Any:
         """A connection that is logged in and answers, with its listener where one is wanted and allowed."""
         protocol = await self._open(_RedisProtocol(self._reactor))
         try:
             await self._log_in(protocol)
-            await self._unless_refused(protocol, self.timeout, "PING")  # it is of use only where it is not late
+            await self._unless_refused(protocol, self.timeout, *TRIAL)
             await self._look_at_policy(protocol)
             if self._changed is not None:
                 await self._track(protocol, self._changed)
         except BaseException as error:
             await protocol.cut()
-            if isinstance(error, RedisUnavailable) and error.reason == LOST:
-                raise RedisUnavailable(protocol.end) from None
+            if isinstance(error, RedisUnavailable) and error.kind == "lost":
+                raise RedisUnavailable(error.reason, "connect") from None
             raise
         return protocol
 
@@ -344,7 +387,7 @@ class RedisConnection(Service):
         except CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - every failure of names, routes and sockets is one of Redis
-            raise RedisUnavailable(type(error).__name__) from None
+            raise RedisUnavailable(type(error).__name__, "connect") from None
 
     async def _track(self, protocol: _RedisProtocol, changed: Changed) -> None:
         """Have Redis name the keys read here that others change; without that, what replicas know drifts apart."""
@@ -357,7 +400,7 @@ class RedisConnection(Service):
             await self._ask(protocol, self._login_timeout, [words])
         except BaseException as error:
             await listener.cut()
-            if isinstance(error, RedisUnavailable) and error.code in ("NOPERM", "ERR"):
+            if isinstance(error, RedisRefusal) and error.code in ("NOPERM", "ERR"):
                 if not self._untracked:
                     self._untracked = True
                     _log.warn("Redis refuses CLIENT TRACKING: stickiness stays in each process")
@@ -387,13 +430,14 @@ class RedisConnection(Service):
         self,
         protocol: _RedisProtocol,
         timeout: float,  # noqa: ASYNC109
-        *words: str,
+        *words: str | bytes | int,
     ) -> Any:
-        # what is not needed for the work may be forbidden to this user, or unknown to what only speaks like Redis
+        # what is not needed for the work may be forbidden to this user, or unknown to what only speaks like Redis; one
+        # without memory for more may have some in a moment
         try:
             return _first(await self._ask(protocol, timeout, [words]))
-        except RedisUnavailable as error:
-            if error.code in ("NOPERM", "ERR"):
+        except RedisRefusal as error:
+            if error.code in ("NOPERM", "ERR", "OOM"):
                 return None
             raise
 

@@ -25,7 +25,7 @@ from chutes_autopilot.observe import events
 from chutes_autopilot.policy.shared_values import client_of_sticky_key, pack_choice, sticky_key, unpack_choice
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.storage.memory import MemoryStickyStore
-from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable, Words
+from chutes_autopilot.storage.redis_connection import RedisConnection, RedisRefusal, RedisUnavailable, Words
 
 RECALL_SECONDS = 0.075
 """How long a request waits for the choice of a client that is unknown here; then it goes on without."""
@@ -199,7 +199,7 @@ class SharedStickyStore:
                 batch = [self._unsent.popitem(last=False) for _ in range(min(BATCH, len(self._unsent)))]
                 await self._write_batch(batch)
         except RedisUnavailable as error:
-            if error.code is None:  # what Redis refuses would be refused again
+            if not isinstance(error, RedisRefusal):  # what Redis refuses would be refused again
                 for key, choice in batch:
                     self._unsent.setdefault(key, choice)
         finally:

@@ -60,3 +60,13 @@ async def test_a_redis_that_cannot_be_used(
     (finding,) = await check_redis(reactor, settings_with(url.format(free_port)), None, time.time)
     assert (finding.level, message in finding.message, advice in finding.advice) == ("fail", True, True), finding
     assert "hunter2" not in repr(finding)
+
+
+async def test_a_redis_that_takes_no_writes(make_redis: MakeRedis, free_port: int) -> None:
+    """As a replica it answers everything else."""
+    from twisted.internet import reactor
+
+    make_redis("--port", str(free_port), "--replicaof", "127.0.0.1 1").start()
+    (finding,) = await check_redis(reactor, settings_with(f"redis://127.0.0.1:{free_port}"), None, time.time)
+    assert (finding.level, finding.message) == ("fail", "READONLY to SET")
+    assert finding.advice.startswith("REDIS_URL must lead to a primary")

@@ -1,23 +1,29 @@
 """Nonces claimed in a real Redis, which is shared, and may be late, wrong, full or gone."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trustme
+from attrs import define, field
 from played_redis import PlayedRedis
 from redis_process import UNLIKELY, RedisLog, RedisProcess
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IReplayClaims
 from chutes_autopilot.settings.redis_url import RedisServer
 from chutes_autopilot.storage.redis import RedisClaims
-from chutes_autopilot.storage.redis_connection import RedisConnection, redis_endpoint
+from chutes_autopilot.storage.redis_connection import UNFIT, RedisConnection, Words, redis_endpoint
 
 UNAVAILABLE = f"503 e2ee_replay_unavailable {((b'Retry-After', b'1'),)}"
 CONNECTED = "Redis is connected"
@@ -160,15 +166,27 @@ async def test_a_redis_that_evicts_is_warned_about(
     await redis_log.said(CONNECTED)
 
 
-async def test_a_redis_that_refuses_means_503(redis: RedisProcess, connect: Connect, redis_log: RedisLog) -> None:
-    """An error in the place of an answer is no claim; the log has it once, and that it is over."""
-    connection = connect(redis)
+async def test_a_demoted_primary_is_left_for_the_new_one(
+    redis: RedisProcess, make_redis: MakeRedis, connect: Connect, redis_log: RedisLog
+) -> None:
+    """Its refusal is no claim and ends the connection, so that the name is looked up anew."""
+    from twisted.internet import reactor
+
+    promoted = make_redis()
+    promoted.start()
+    leads_to = redis.path
+
+    class Name:
+        def connect(self, factory: Any) -> Deferred[Any]:
+            return UNIXClientEndpoint(reactor, leads_to).connect(factory)
+
+    connection = connect(redis, endpoint=Name())
     claims = claims_in(connection)
     await redis_log.said(CONNECTED)
     await connection.command("REPLICAOF", "127.0.0.1", "1")
-    for _ in range(2):
-        assert await code(claims.claim("nonce", soon())) == UNAVAILABLE
-    await connection.command("REPLICAOF", "NO", "ONE")
+    leads_to = promoted.path
+    assert await code(claims.claim("nonce", soon())) == UNAVAILABLE
+    await redis_log.said(CONNECTED)
     assert await code(claims.claim("nonce", soon())) is None
     assert redis_log.lines == [CONNECTED, "Redis cannot be used: READONLY to SET", CONNECTED]
 
@@ -275,21 +293,89 @@ def test_pauses_between_attempts_grow() -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_redis_that_is_always_late_is_away(redis_log: RedisLog) -> None:
+@define(eq=False)
+class Played:
+    """A connection to a Redis that is played, started, and what a test looks at."""
+
+    timeout: float = 0.25
+    clock: Clock = field(factory=Clock)
+    used: list[int] = field(factory=list)
+    errors: Counter[str] = field(factory=Counter)
+    redis: PlayedRedis = field(init=False)
+    connection: RedisConnection = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.redis = PlayedRedis(self.clock)
+        where, server = cast(IStreamClientEndpoint, self.redis), RedisServer("h")
+        self.connection = RedisConnection(self.clock, where, server, self.timeout, errors=self.errors)
+        self.connection.connected.append(lambda: self.used.append(self.connection.epoch))
+
+    def go_on(self, seconds: float) -> None:
+        self.clock.pump([0.05] * round(seconds / 0.05))
+
+    def ask(self, *commands: Words) -> Any:
+        """What comes of a pipeline."""
+        outcome: list[Any] = []
+        self.connection.pipeline(*commands).addBoth(outcome.append)
+        self.go_on(0.5)
+        return outcome[0].value.reason if isinstance(outcome[0], Failure) else outcome[0]
+
+
+@pytest.fixture
+def played() -> Iterator[Played]:
+    played = Played()
+    yield played
+    played.connection.stopService()
+    played.go_on(1)
+    assert played.clock.getDelayedCalls() == []
+
+
+def test_a_redis_that_is_always_late_is_away(played: Played, redis_log: RedisLog) -> None:
     """It is not taken for usable because it lets us in: one outage, with growing pauses, until it answers in time."""
-    clock = Clock()
-    redis = PlayedRedis(clock, delay=0.4)
-    connection = RedisConnection(clock, redis, RedisServer("h"), 0.25)  # type: ignore[arg-type]
-    used: list[int] = []
-    connection.connected.append(lambda: used.append(connection.epoch))
-    connection.startService()
-    clock.pump([0.05] * 600)
-    assert (used, connection.usable, connection.fault) == ([], False, "timeout")
-    assert 10 < len(redis.connections) < 20
-    redis.delay = 0.2
-    clock.pump([0.05] * 100)
-    assert (used, connection.usable, connection.fault) == ([1], True, None)
+    played.redis.delay = 0.4
+    played.connection.startService()
+    played.go_on(30)
+    assert (played.used, played.connection.usable, played.connection.fault) == ([], False, "timeout")
+    assert 10 < len(played.redis.connections) < 20
+    played.redis.delay = 0.2
+    played.go_on(5)
+    assert (played.used, played.connection.usable, played.connection.fault) == ([1], True, None)
     assert redis_log.lines == ["Redis cannot be used: timeout", CONNECTED]
-    connection.stopService()
-    clock.advance(1)
-    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("word", sorted(UNFIT))
+def test_a_redis_that_takes_no_writes_is_away(played: Played, redis_log: RedisLog, word: str) -> None:
+    """However readily it lets us in: one outage, with growing pauses, until it takes one."""
+    played.connection.startService()
+    played.go_on(1)
+    played.redis.refuses["SET"] = f"{word} something"
+    assert played.ask(("GET", "x"), ("SET", "x", "1")) == f"{word} to SET"
+    assert played.connection.fault == f"{word} to SET"
+    played.go_on(30)
+    assert (played.used, played.connection.usable, played.connection.fault) == ([1], False, f"{word} to SET")
+    assert 10 < len(played.redis.connections) < 25
+    assert played.errors == {"refused": len(played.redis.connections)}
+    played.redis.refuses.clear()
+    played.go_on(5)
+    assert (played.used, played.connection.fault) == ([1, 2], None)
+    assert redis_log.lines == [CONNECTED, f"Redis cannot be used: {word} to SET", CONNECTED]
+
+
+def test_a_refusal_is_told_until_such_a_command_is_taken(played: Played, redis_log: RedisLog) -> None:
+    """What a full Redis still takes says nothing against it; whatever needs memory and is taken does."""
+    played.connection.startService()
+    played.redis.refuses["SET"] = played.redis.refuses["HSET"] = "OOM command not allowed"
+    played.redis.refuses["HGET"] = "NOPERM this user"
+    played.go_on(1)
+    assert played.ask(("SET", "x", "1")) == "OOM to SET"
+    assert played.ask(("HSET", "x", "y", "1")) == "OOM to HSET"
+    assert played.ask(("GET", "x"), ("PEXPIRE", "x", 1)) == [None, "OK"]
+    assert (played.connection.refusal, played.connection.fault) == ("OOM to SET", None)
+    del played.redis.refuses["SET"]
+    assert played.ask(("SET", "x", "1")) == ["OK"]
+    assert played.connection.refusal is None
+    assert played.ask(("HGET", "x", "y")) == "NOPERM to HGET"
+    assert played.ask(("SET", "x", "1")) == ["OK"]
+    assert played.connection.refusal == "NOPERM to HGET"
+    assert (played.used, played.errors) == ([1], {"refused": 3})
+    assert redis_log.lines == [CONNECTED, "Redis refuses what replicas share: OOM to SET"]
