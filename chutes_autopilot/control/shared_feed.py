@@ -12,6 +12,11 @@ from chutes_autopilot.upstream.fetch import FetchError
 FAILURES = 2
 """So many fetches in a row that fail make a replica leave the asking to another."""
 
+PATIENCE = 2.5
+"""Intervals for which a replica waits for whoever has the lock. A new holder is there by then, but for the worst of
+cases. And as polls are up to 1.1 intervals apart, it has asked before what it has is 3.6 old: there is time for the
+fetch before /readyz, which is to bear four, finds it stale."""
+
 
 class Lock(Protocol):
     """Whether it is this replica that asks (storage.redis_lock)."""
@@ -76,7 +81,7 @@ class SharedFetch:
         shared = await self._bodies.get(self._name, self._latest)
         if shared is not None and shared.at <= self._now() + self._interval:
             return self._took(Fetched(shared.body, shared.at))
-        if self._now() - self._latest < 3 * self._interval:
+        if self._now() - self._latest < PATIENCE * self._interval:
             raise NothingNewer
         return await self._asked()
 
