@@ -8,11 +8,11 @@ from typing import Any, Literal
 from OpenSSL.SSL import Error as TLSError
 from twisted.application.service import Service
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import BaseRedisProtocol, RedisError, ResponseError  # type: ignore[import-untyped]
@@ -25,6 +25,9 @@ CONNECT_TIMEOUT = 5.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
 """Seconds before the next attempt to connect; doubled each time until a command succeeds."""
+
+PING_SECONDS = 10.0
+"""Between two questions whether there is still a Redis at the other end."""
 
 NOT_CONNECTED = "not connected"
 UNKNOWN = "never connected"
@@ -168,12 +171,15 @@ class RedisConnection(Service):
     It is also given up when Redis answers with an error that is none of the command (UNFIT). Then the name is resolved
     anew, so that where another server takes over it is found.
 
+    What lies between may drop a connection that is idle without a word, and one by which changes are told is silent as
+    long as there are none. So both are asked for a sign of life from time to time.
+
     The log has one line when Redis cannot be used any more and one when it can be again, whatever happens between. It
     can be again when it has taken a write within ``timeout``: one that is always late, or that lets us in and takes
     none, would otherwise come and go with every connection.
 
     :param timeout: seconds for an answer; may be changed at any time.
-    :param login_timeout: seconds for each step of logging in, the first with the TLS handshake.
+    :param login_timeout: seconds for each step of logging in, the first with the TLS handshake, and for a sign of life.
     :param changed: told of changed keys (Redis's client-side caching), for which there is a second connection that
         lives and ends with the first.
     :param errors: counts what went wrong, by ErrorKind.
@@ -337,7 +343,7 @@ class RedisConnection(Service):
                 self._tell(error.reason)
             except Exception:  # noqa: BLE001 - told to the log; without this loop Redis would stay away
                 events.failed_unexpectedly(Failure(), "connecting to Redis")
-            if not self.running:  # endpoints and DeferredLists make something else of a cancellation
+            if not self.running:  # endpoints make errors of their own of a cancelled attempt
                 return
             await deferLater(self._reactor, self._pause)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -345,23 +351,38 @@ class RedisConnection(Service):
     async def _use(self, protocol: _RedisProtocol) -> None:
         """Let commands use the connection until it ends."""
         listener, self._listener = self._listener, None
+        both = [protocol] if listener is None else [protocol, listener]
         self._usable = protocol
         self._refused.clear()
         self.epoch += 1
         self._tell(None)
+        pings = LoopingCall(lambda: Deferred.fromCoroutine(self._ping(both)))
+        pings.clock = self._reactor
+        pinging = pings.start(PING_SECONDS, now=False)
+        pinging.addErrback(events.failed_unexpectedly, "looking whether Redis is there")
         try:
             for told in self.connected:
                 told()
-            await (protocol.ended() if listener is None else _either(protocol, listener))
+            ended = await _first_ended(both)
         finally:
+            if pings.running:
+                pings.stop()
             self._usable = None
             self.tracking = False
-            await protocol.cut()
-            if listener is not None:
-                await listener.cut()
-        self._tell(protocol.end)
-        if not protocol.given_up:  # else that which was answered so is counted
+            for each in both:
+                await each.cut()
+            await pinging
+        self._tell(ended.end)
+        if not ended.given_up:  # else that which was answered so is counted
             self._errors["lost"] += 1
+
+    async def _ping(self, protocols: Sequence[_RedisProtocol]) -> None:
+        """Give a connection up by which Redis is not reached any more."""
+        try:
+            for protocol in protocols:
+                await self._unless_refused(protocol, self._login_timeout, "PING")
+        except RedisUnavailable as error:
+            self._errors[error.kind] += 1
 
     async def _connected(self) -> Any:
         """A connection that is logged in and answers, with its listener where one is wanted and allowed."""
@@ -459,7 +480,11 @@ def _first(answers: list[Any]) -> Any:
     return answers[0]
 
 
-async def _either(one: _RedisProtocol, other: _RedisProtocol) -> None:
-    """Wait for the end of one of two connections."""
-    ends = [Deferred.fromCoroutine(each.ended()) for each in (one, other)]
-    await DeferredList(ends, fireOnOneCallback=True, consumeErrors=True)
+async def _first_ended(protocols: Sequence[_RedisProtocol]) -> _RedisProtocol:
+    """Wait for the end of one of these connections."""
+    ends = [Deferred.fromCoroutine(each.ended()) for each in protocols]
+    try:
+        _, index = await DeferredList(ends, fireOnOneCallback=True, fireOnOneErrback=True, consumeErrors=True)
+    except FirstError:  # nothing but a cancellation, which it wraps
+        raise CancelledError from None
+    return protocols[index]

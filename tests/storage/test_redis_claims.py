@@ -23,7 +23,7 @@ from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IReplayClaims
 from chutes_autopilot.settings.redis_url import RedisServer
 from chutes_autopilot.storage.redis import RedisClaims
-from chutes_autopilot.storage.redis_connection import UNFIT, RedisConnection, Words, redis_endpoint
+from chutes_autopilot.storage.redis_connection import UNFIT, Changed, RedisConnection, Words, redis_endpoint
 
 UNAVAILABLE = f"503 e2ee_replay_unavailable {((b'Retry-After', b'1'),)}"
 CONNECTED = "Redis is connected"
@@ -299,6 +299,7 @@ class Played:
 
     timeout: float = 0.25
     clock: Clock = field(factory=Clock)
+    changed: Changed | None = None
     used: list[int] = field(factory=list)
     errors: Counter[str] = field(factory=Counter)
     redis: PlayedRedis = field(init=False)
@@ -307,7 +308,9 @@ class Played:
     def __attrs_post_init__(self) -> None:
         self.redis = PlayedRedis(self.clock)
         where, server = cast(IStreamClientEndpoint, self.redis), RedisServer("h")
-        self.connection = RedisConnection(self.clock, where, server, self.timeout, errors=self.errors)
+        self.connection = RedisConnection(
+            self.clock, where, server, self.timeout, changed=self.changed, errors=self.errors
+        )
         self.connection.connected.append(lambda: self.used.append(self.connection.epoch))
 
     def go_on(self, seconds: float) -> None:
@@ -322,8 +325,10 @@ class Played:
 
 
 @pytest.fixture
-def played() -> Iterator[Played]:
-    played = Played()
+def played(request: pytest.FixtureRequest) -> Iterator[Played]:
+    """Not yet started; with two connections where that is the parameter."""
+    told = (lambda keys: None) if getattr(request, "param", 1) == 2 else None
+    played = Played(changed=told)
     yield played
     played.connection.stopService()
     played.go_on(1)
@@ -379,3 +384,21 @@ def test_a_refusal_is_told_until_such_a_command_is_taken(played: Played, redis_l
     assert played.connection.refusal == "NOPERM to HGET"
     assert (played.used, played.errors) == ([1], {"refused": 3})
     assert redis_log.lines == [CONNECTED, "Redis refuses what replicas share: OOM to SET"]
+
+
+@pytest.mark.parametrize(("played", "silent"), [(1, 0), (2, 0), (2, 1)], indirect=["played"])
+def test_a_connection_that_something_has_dropped_silently_is_noticed(
+    played: Played, redis_log: RedisLog, silent: int
+) -> None:
+    """Though nothing else is asked by it, as by the one on which Redis names what changes: both are made anew."""
+    played.connection.startService()
+    played.go_on(100)
+    assert played.used == [1], "a Redis that gives a sign of life is kept"
+    first = tuple(played.redis.connections)
+    first[silent].silent = True
+    played.go_on(16)
+    assert played.used == [1, 2]
+    assert [each.connected for each in played.redis.connections] == [False] * len(first) + [True] * len(first)
+    assert played.connection.tracking == (len(first) == 2)
+    assert played.errors == {"timeout": 1}
+    assert redis_log.lines == [CONNECTED, "Redis cannot be used: timeout", CONNECTED]

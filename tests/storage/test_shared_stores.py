@@ -17,7 +17,7 @@ from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.shared_values import naming_key, sticky_key
 from chutes_autopilot.policy.stickiness import StickyChoice
-from chutes_autopilot.storage import shared_records
+from chutes_autopilot.storage import redis_connection, shared_records
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.storage.redis import RedisClaims
 from chutes_autopilot.storage.redis_connection import RedisConnection
@@ -118,6 +118,24 @@ async def test_a_choice_is_asked_for_once_and_kept_until_it_changes(
     assert await one.recalls(ALICE) == B
     assert one.redis.commands == ["GET"]
     assert 0 < await one.redis.command("PTTL", sticky_key(ALICE)) <= 100_000
+
+
+async def test_changes_are_heard_between_signs_of_life(
+    replica: Callable[..., Replica], redis_log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis answers a PING on the connection by which it names changed keys, and neither is taken for the other."""
+    monkeypatch.setattr(redis_connection, "PING_SECONDS", 0.001)
+    one, two = replica(), replica()
+    await redis_log.said(CONNECTED)
+    await redis_log.said(CONNECTED)
+    for choice in (A, B) * 20:
+        one.store.put(ALICE, choice)
+        await until(lambda: ALICE not in two.store._known)
+        await one.knows(ALICE, choice)
+        assert await two.recalls(ALICE) == choice
+    stats = (await one.redis.command("INFO", "commandstats")).decode()
+    assert int(re.search(r"cmdstat_ping:calls=(\d+)", stats)[1]) > 12, "4 are of logging in"
+    assert (one.redis.epoch, two.redis.epoch) == (1, 1)
 
 
 async def test_choices_of_one_moment_are_written_together(replica: Callable[..., Replica], redis_log: RedisLog) -> None:
