@@ -1,12 +1,15 @@
 """What the files under deploy/ are held against: the metrics of the whole service."""
 
+import json
+from base64 import b64encode
+from importlib import import_module
 from pathlib import Path
 
 import attrs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from chutes_autopilot import composition, control_composition
+from chutes_autopilot import composition, control_composition, late_explorer
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.settings import read_settings
 from chutes_autopilot.workers.parent_composition import build_parent
@@ -18,6 +21,11 @@ EVERYTHING_ON = {
     "CHUTES_ATTESTATION": "binding",
     "REDIS_URL": "redis://localhost",
     "CLIENT_KEY_SECRET": "a-secret-of-the-tests",
+}
+WEBHOOK = {
+    "url": "https://hooks.example.org/chutes",
+    "secret": "whsec_" + b64encode(bytes(32)).decode(),
+    "events": ["price.changed"],
 }
 
 
@@ -34,7 +42,11 @@ def metric_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
             made.append(self)
 
     monkeypatch.setattr(control_composition, "Metrics", Kept)
-    settings = read_settings({**EVERYTHING_ON, "CACHE_DIR": str(tmp_path)}, lambda path: "")
+    (tmp_path / "webhooks.json").write_text(json.dumps([WEBHOOK]))
+    files = {"CACHE_DIR": str(tmp_path), "WEBHOOKS_FILE": str(tmp_path / "webhooks.json")}
+    settings = read_settings({**EVERYTHING_ON, **files}, lambda path: "")
+    for module in late_explorer.MODULES:
+        import_module(module)  # else the explorer would be built after the start
     composition.build(settings, reactor, ())
     build_parent(attrs.evolve(settings, workers=2), reactor, (), lambda: ({}, {}))
     expositions = [metrics.exposition().decode() for metrics in made]
