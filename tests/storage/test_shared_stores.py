@@ -369,7 +369,7 @@ async def test_cooldowns_are_everybodys(redis: RedisProcess, connect: Connect, r
     clock.advance(10)
     assert not two.is_cooling("a/A", clock.seconds())
     assert two.started("a/A", clock.seconds())
-    two.failed("a/A", clock.seconds())
+    two.failed("a/A", clock.seconds(), probe=True)
     await until(lambda: one.is_cooling("a/A", clock.seconds()))
     assert one.left(["a/A"], clock.seconds()) == 20
     two.succeeded("a/A", None, clock.seconds())
