@@ -35,7 +35,7 @@ class FrontChannel(GatewayChannel):
         BOUNDARY ──ordinary head──▶ BODY ──all of it──▶ BUSY ──answer over──▶ BOUNDARY
                  ──anything else──▶ twisted.web, until it is between two requests again
 
-    While BUSY, the bytes of further requests are kept; they are read when the answer is over, in order.
+    While BUSY, the bytes of further requests are kept, and have their turn as with every `GatewayChannel`.
     """
 
     site: "FrontSite"
@@ -52,7 +52,7 @@ class FrontChannel(GatewayChannel):
     _named: OrdinaryHead | None = None
 
     def dataReceived(self, data: bytes) -> None:
-        if self._downstream is not None:
+        if self._handlingRequest:
             self.keep_ahead(data)
         elif self._head is not None and not self._lingering:
             self._body_received(data)
@@ -95,7 +95,7 @@ class FrontChannel(GatewayChannel):
     def readConnectionLost(self) -> None:
         super().readConnectionLost()
         if self._downstream is not None:
-            self.persistent = any(self._dataBuffer)
+            self.persistent = bool(self._dataBuffer)
 
     def written(self) -> int | None:
         return super().written() if self._downstream is None else self._downstream.written
@@ -112,7 +112,7 @@ class FrontChannel(GatewayChannel):
         """The next request may have the same head, but what it says of its sender is read anew."""
         self._named = None
 
-    def _may_continue(self, written: int) -> bool:
+    def _may_continue(self, written: int | None) -> bool:
         return written == 0 if self._downstream is not None else super()._may_continue(written)
 
     def _head_received(self, data: bytes) -> bool:
@@ -207,26 +207,18 @@ class FrontChannel(GatewayChannel):
 
     def _answered(self) -> None:
         """The answer is complete: the next request may come, or is already here."""
-        if not self._dataBuffer:
-            self._downstream = None  # else it stays, so that what comes now is kept behind what was sent ahead
-        self._handlingRequest = False
+        self._downstream = None
         if self._held:
             self.release()
         if self.site.connections.idle_closed or not self.persistent:
             self.loseConnection()
-            return
-        self.resume_time()
-        if self._dataBuffer:
-            self.callLater(0, self._read_ahead)
-
-    def _read_ahead(self) -> None:
-        self._downstream = None
-        ahead, self._dataBuffer = b"".join(self._dataBuffer), []
-        self.read_ahead()
-        if self._ahead_refused:
-            self.refuse(no_room())
-        elif self.transport.connected:
-            self.dataReceived(ahead)
+        elif self._dataBuffer:
+            self.await_turn()
+        else:
+            self._handlingRequest = False
+            if self._waitingForTransport:
+                self._networkProducer.pauseProducing()
+            self.resume_time()
 
 
 class FrontSite(GatewaySite):

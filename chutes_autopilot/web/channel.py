@@ -44,7 +44,18 @@ PROBE_SECONDS = 0.3
 
 @implementer(IHalfCloseableProtocol)
 class GatewayChannel(TimedChannel):
-    """One client connection."""
+    """One client connection.
+
+    ::
+
+        READING ──a whole request──▶ BUSY ──answer over, nothing ahead──▶ READING
+                                          ──answer over, more ahead──▶ TURN IS NEXT ──its turn──▶ READING
+
+    What a client sends while it is not being READ is kept. Of that, one request is read in a turn of the reactor, so
+    that no connection holds up the others, and none before the transport has room for its answer, so that no answers
+    pile up for a client that asks and does not read. `_handlingRequest`, twisted.web's own word for BUSY, stays true
+    until the turn has come: whoever looks in between finds a connection in use.
+    """
 
     MAX_LENGTH = MAX_HEAD_BYTES  # of a line that has no end yet
     requestFactory = GatewayRequest
@@ -52,6 +63,8 @@ class GatewayChannel(TimedChannel):
     _networkProducer: Any
     _line: RequestLine | None = None
     _skipped_blank = False
+    _turn_is_next = False  # the answer is over, and more was sent ahead
+    _turn: IDelayedCall | None = None  # None while it waits for the client to read
     _ahead_bytes = 0
     _ahead_refused = False  # what was sent ahead is too much: it is dropped, and answered when its turn comes
     _held = 0  # bytes counted of the body at hand
@@ -69,12 +82,13 @@ class GatewayChannel(TimedChannel):
         self.site.connections.opened(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-            self._probe = None
+        for call in (self._probe, self._turn):
+            if call is not None:
+                call.cancel()
+        self._probe = self._turn = None
         super().connectionLost(reason)
         self.release()
-        self._release_ahead()
+        self._take_ahead()
         self.site.connections.closed(self)
 
     # what the client sends
@@ -151,14 +165,24 @@ class GatewayChannel(TimedChannel):
         else:
             super().rawDataReceived(data)
 
+    def _finishRequestBody(self, data: bytes) -> None:
+        """What twisted.web calls at the end of a body, with what came behind it."""
+        if data:
+            self.keep_ahead(data)
+        self.allContentReceived()
+
     def keep_ahead(self, data: bytes) -> None:
         """Keep what a client sends ahead of the answer under way, to be read when its turn comes.
 
         Reading goes on all the while, as only so a client that leaves is noticed; one that sends more than AHEAD_BYTES
         beyond a whole request body is cut off.
         """
+        if self._lingering:
+            return
         kept: list[Any] = self._dataBuffer
-        if kept and isinstance(kept[-1], bytearray):
+        if not kept:
+            kept.append(data)  # mostly what is left of one read: it need not be copied
+        elif isinstance(kept[-1], bytearray):
             kept[-1] += data
         else:
             kept.append(bytearray(data))
@@ -171,8 +195,8 @@ class GatewayChannel(TimedChannel):
             else:
                 self._ahead_refused = True
         if self._ahead_refused:
-            self._release_ahead()
-            kept[:] = [bytearray()]  # a reminder that something was there
+            self._take_ahead()
+            self._dataBuffer = [b""]  # a reminder that something was there
 
     def hold(self, received: int) -> bool:
         """Count ``received`` bytes as held of the body at hand; False where all clients' bodies are too much by that.
@@ -190,14 +214,45 @@ class GatewayChannel(TimedChannel):
             held, self._held = self._held, 0
             self.site.connections.bodies.give_back(held)
 
-    def read_ahead(self) -> None:
-        """What was sent ahead has its turn: it is no longer ahead."""
-        self._ahead_bytes = 0
-        self._release_ahead()
+    def await_turn(self) -> None:
+        """The answer is over, and more was sent ahead: read on as soon as that may be."""
+        self._turn_is_next = True
+        self._turn = self.callLater(0, self._take_turn)
 
-    def _release_ahead(self) -> None:
+    def _take_turn(self) -> None:
+        """Read one request of what was sent ahead; what is behind it is ahead again."""
+        self._turn = None
+        if self._lingering:
+            return
+        if self._waitingForTransport:
+            self.resume_time()  # the client's, to read what waits for it; `resumeProducing` tells that it did
+            return
+        ahead = self._take_ahead()
+        self._turn_is_next = self._handlingRequest = False
+        self.setLineMode()
+        if self._ahead_refused:
+            self.refuse(no_room())
+        else:
+            self.dataReceived(ahead)
+
+    def _take_ahead(self) -> bytes:
+        """What was sent ahead, which is then held here no longer."""
+        ahead, self._dataBuffer = b"".join(self._dataBuffer), []
         held, self._held_ahead = self._held_ahead, 0
+        self._ahead_bytes = 0
         self.site.connections.bodies.give_back(held)
+        return ahead
+
+    def resumeProducing(self) -> None:
+        """The transport has nothing left to write."""
+        super().resumeProducing()
+        if self._turn_is_next and self._turn is None:
+            self.await_turn()
+
+    def awaited(self) -> Awaited | None:
+        if self._turn_is_next and self._turn is None:
+            return Awaited.NEXT_REQUEST  # it is here, but not asked before the client reads
+        return super().awaited()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """What twisted.web calls for a body that is not chunked as it should be."""
@@ -213,25 +268,25 @@ class GatewayChannel(TimedChannel):
         if self._lingering or not self._handlingRequest:
             self.loseConnection()
         elif self._probe is None:
-            self.persistent = self.persistent and any(self._dataBuffer)
+            self.persistent = self.persistent and bool(self._dataBuffer)
             self._probe = self.callLater(PROBE_SECONDS, self._probe_client, self.written())
 
     def _probe_client(self, written_before: int | None, first: bool = True) -> None:
         self._probe = None
         written = self.written()
-        if not self._handlingRequest:
+        if self._lingering or not self._handlingRequest:
             self.loseConnection()
             return
-        silent = first and written == written_before
+        silent = first and written == written_before and not self._turn_is_next
         was_reset = self.transport.getHandle().getsockopt(SOL_SOCKET, SO_ERROR) != 0
-        if was_reset or written is None or (silent and not self._may_continue(written)):
+        if was_reset or (silent and not self._may_continue(written)):
             self.forceAbortClient()
             return
         if silent:
             self._send100Continue()
         self._probe = self.callLater(PROBE_SECONDS, self._probe_client, None, False)
 
-    def _may_continue(self, written: int) -> bool:
+    def _may_continue(self, written: int | None) -> bool:
         """Whether 100 Continue may be sent now."""
         return written == 0 and self.requests[0].clientproto == b"HTTP/1.1"
 
@@ -262,13 +317,16 @@ class GatewayChannel(TimedChannel):
 
     def requestDone(self, request: Request) -> None:
         self.release()
-        self.read_ahead()
         if self.site.connections.idle_closed:
             # Not before: where the answer began without a word of it, the next request may be on its way already.
             self.persistent = False
+        if self.persistent and (self._dataBuffer or self._buffer):  # the latter is about to be kept
+            self.requests.remove(request)
+            self.await_turn()
+            return
         super().requestDone(request)
-        if self._ahead_refused and self.persistent:
-            self.refuse(no_room())
+        if self._waitingForTransport and not self._lingering:
+            self._networkProducer.pauseProducing()  # nor is the next one read; twisted.web did not, being busy
         self.watch_client()  # twisted.web began its time while the body's reader was still in place
 
     def refuse(self, error: ApiError) -> None:
@@ -305,6 +363,10 @@ class GatewayChannel(TimedChannel):
 
     # how the connection ends
 
+    def close_soon(self, seconds: float) -> None:
+        self._take_ahead()
+        super().close_soon(seconds)
+
     def linger(self) -> None:
         """Discard what the client still sends until it closes, at most LINGER_SECONDS.
 
@@ -313,6 +375,7 @@ class GatewayChannel(TimedChannel):
         """
         self._lingering = True
         self.release()
+        self._take_ahead()
         self.watch_client()
         self._buffer = b""
         if self._abortingCall is None:

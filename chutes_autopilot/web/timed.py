@@ -171,4 +171,5 @@ class TimedChannel(HTTPChannel):
         if self._abortingCall is not None and self._abortingCall.active():
             self._abortingCall.cancel()
         self._abortingCall = None
+        self._lingering = True
         self.transport.abortConnection()

@@ -94,7 +94,10 @@ def test_the_ordinary_request_is_taken_from_the_bytes() -> None:
         assert bool(world.channel.requests) is not taken
 
 
-@pytest.mark.parametrize("front", [True, False], ids=["front", "reference"])
+both_readers = pytest.mark.parametrize("front", [True, False], ids=["front", "reference"])
+
+
+@both_readers
 @pytest.mark.parametrize("cut", [10, len(ORDINARY) - 5])
 def test_bytes_keep_their_order_between_two_answers(front: bool, cut: int) -> None:
     """What comes in the turn of the reactor in which an answer ends stands behind what was sent ahead of it."""
@@ -107,6 +110,69 @@ def test_bytes_keep_their_order_between_two_answers(front: bool, cut: int) -> No
     world.settle()
     assert (asked + world.asked).count(b"POST /v1/chat/completions ") == 3
     assert world.client.value().count(b"HTTP/1.1 200 OK") == 3
+
+
+@both_readers
+def test_a_client_that_does_not_read_is_not_asked_for(front: bool) -> None:
+    """While the transport has no room, requests sent ahead wait; when it has, they are answered in their order."""
+    world = World(ANSWERS[0], front)
+    world.send([])
+    world.channel.dataReceived(ORDINARY * 4)
+    world.channel.pauseProducing()
+    world.settle()
+    assert world.asked.count(b"POST ") == 1
+    world.clock.advance(74)
+    world.channel.dataReceived(ORDINARY[:10])
+    world.channel.resumeProducing()
+    world.channel.pauseProducing()  # the next answer is as large: it has its time anew
+    world.settle()
+    world.clock.advance(74)
+    world.channel.resumeProducing()
+    world.send([ORDINARY[10:]])
+    assert world.client.value().count(b"HTTP/1.1 200 OK") == 5
+
+
+@both_readers
+def test_a_client_that_never_reads_is_closed(front: bool) -> None:
+    """CLIENT_IDLE_TIMEOUT_MS after the answer for which there was no room, whatever it sent ahead."""
+    world = World(ANSWERS[0], front)
+    world.send([ORDINARY])
+    world.clock.advance(70)
+    world.channel.dataReceived(ORDINARY * 2)
+    world.channel.pauseProducing()
+    world.settle()
+    world.clock.advance(74)
+    assert world.client.connected
+    world.clock.advance(1)
+    assert not world.client.connected
+    assert world.metrics.active == 0
+
+
+@both_readers
+def test_a_client_that_does_not_read_is_not_read_from(front: bool) -> None:
+    """One request after the other, without reading an answer, does not pile up answers either."""
+    world = World(ANSWERS[0], front)
+    world.send([])
+    world.channel.dataReceived(ORDINARY)
+    world.channel.pauseProducing()
+    assert world.client.producerState == "producing"  # only so it is noticed when it leaves
+    world.settle()
+    assert world.client.producerState == "paused"
+    world.channel.resumeProducing()
+    assert world.client.producerState == "producing"
+
+
+@both_readers
+def test_a_connection_with_requests_ahead_is_in_use_between_two_answers(front: bool) -> None:
+    """Neither a stop that closes what is idle, nor a client that says it sends no more, costs an answer."""
+    for end in ("close_if_idle", "readConnectionLost"):
+        world = World(ANSWERS[0], front)
+        world.send([])
+        world.channel.dataReceived(ORDINARY * 2)
+        world.upstream.respond()
+        getattr(world.channel, end)()
+        world.settle()
+        assert world.client.value().count(b"HTTP/1.1 200 OK") == 2
 
 
 @pytest.mark.parametrize(

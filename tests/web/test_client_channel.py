@@ -69,6 +69,11 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         self.channel.dataReceived(data)
+        self.clock.advance(0)
+
+    def answer(self) -> None:
+        self.resource.answer()
+        self.clock.advance(0)
 
     @property
     def received(self) -> bytes:
@@ -167,9 +172,23 @@ def test_pipelined_requests_are_answered_in_order(peer: Peer) -> None:
     peer.send(get(b"/1") + post(b"two") + b"\r\n" + get(b"/3") + b"garbage\r\n" + get(b"/4"))
     for count in (1, 2, 3):
         assert (len(peer.resource.seen), len(peer.statuses)) == (count, count - 1)
-        peer.resource.answer()
+        peer.answer()
     assert peer.resource.seen == [(b"/1", b""), (b"/p", b"two"), (b"/3", b"")]
     assert (peer.statuses, peer.error) == ([200, 200, 200, 400], "bad_request")
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_one_request_is_read_in_a_turn_of_the_reactor(peer: Peer, hold: bool) -> None:
+    """However many came in one read, or behind one that took long: others have their turns between them."""
+    peer.resource.hold = hold
+    peer.channel.dataReceived(get(b"/") * 9)
+    if hold:
+        peer.resource.hold = False
+        peer.resource.answer()
+    found = [len(peer.resource.seen)]
+    peer.clock.callLater(0, lambda: found.append(len(peer.resource.seen)))  # in the same turn as the second request
+    peer.clock.advance(0)
+    assert (found, peer.statuses) == ([1, 2], [200] * 9)
 
 
 def test_what_is_sent_ahead_is_bounded(peer: Peer) -> None:
@@ -178,7 +197,7 @@ def test_what_is_sent_ahead_is_bounded(peer: Peer) -> None:
     peer.send(get(b"/1"))
     peer.send(post(b"x" * 900) * 20)
     while peer.resource.held:
-        peer.resource.answer()
+        peer.answer()
     assert len(peer.resource.seen) == 21
     peer.send(get(b"/1") + b"x" * (peer.channel.limits.max_request_bytes + AHEAD_BYTES + 1))
     assert peer.transport.disconnected
