@@ -92,11 +92,6 @@ class FrontChannel(GatewayChannel):
             request.received_bytes = self._length - self._missing
         return request
 
-    def readConnectionLost(self) -> None:
-        super().readConnectionLost()
-        if self._downstream is not None:
-            self.persistent = bool(self._dataBuffer)
-
     def written(self) -> int | None:
         return super().written() if self._downstream is None else self._downstream.written
 
@@ -210,10 +205,10 @@ class FrontChannel(GatewayChannel):
         self._downstream = None
         if self._held:
             self.release()
-        if self.site.connections.idle_closed or not self.persistent:
-            self.loseConnection()
-        elif self._dataBuffer:
+        if self._dataBuffer and self.persistent:
             self.await_turn()
+        elif self.site.connections.idle_closed or not self.persistent:
+            self.loseConnection()
         else:
             self._handlingRequest = False
             if self._waitingForTransport:

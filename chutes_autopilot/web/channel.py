@@ -234,6 +234,8 @@ class GatewayChannel(TimedChannel):
             self.refuse(no_room())
         else:
             self.dataReceived(ahead)
+        if self.site.connections.idle_closed:
+            self.close_if_idle()  # it was no request
 
     def _take_ahead(self) -> bytes:
         """What was sent ahead, which is then held here no longer."""
@@ -317,13 +319,13 @@ class GatewayChannel(TimedChannel):
 
     def requestDone(self, request: Request) -> None:
         self.release()
-        if self.site.connections.idle_closed:
-            # Not before: where the answer began without a word of it, the next request may be on its way already.
-            self.persistent = False
         if self.persistent and (self._dataBuffer or self._buffer):  # the latter is about to be kept
             self.requests.remove(request)
             self.await_turn()
             return
+        if self.site.connections.idle_closed:
+            # Not before: where the answer began without a word of it, the next request may be on its way already.
+            self.persistent = False
         super().requestDone(request)
         if self._waitingForTransport and not self._lingering:
             self._networkProducer.pauseProducing()  # nor is the next one read; twisted.web did not, being busy

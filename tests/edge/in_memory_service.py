@@ -53,6 +53,9 @@ class Transport(StringTransportWithDisconnection):
     def setTcpNoDelay(self, enabled: bool) -> None:
         pass
 
+    def unregisterProducer(self) -> None:
+        self.producer = None  # sockets do not mind to be told twice
+
     def loseWriteConnection(self) -> None:
         pass
 

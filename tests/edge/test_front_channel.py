@@ -175,6 +175,53 @@ def test_a_connection_with_requests_ahead_is_in_use_between_two_answers(front: b
         assert world.client.value().count(b"HTTP/1.1 200 OK") == 2
 
 
+@both_readers
+@pytest.mark.parametrize(("ahead", "answers"), [(ORDINARY, 2), (b"\r\n", 1)], ids=["request", "line end"])
+def test_a_stop_during_an_answer_leaves_no_request_ahead_of_it(front: bool, ahead: bytes, answers: int) -> None:
+    """The answer had begun without a word of it being the last; the one to what is ahead is."""
+    world = World(ANSWERS[0], front)
+    world.send([])
+    world.channel.dataReceived(ORDINARY + ahead)
+    world.channel.site.connections.close_idle()
+    world.settle()
+    assert world.client.value().count(b"HTTP/1.1 200 OK") == answers
+    assert not world.client.connected
+
+
+@both_readers
+def test_nothing_is_read_behind_the_last_answer(front: bool) -> None:
+    """Where it said so, also not for a client that closed its sending side meanwhile."""
+    world = World(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1", front)
+    world.send([])
+    world.channel.dataReceived(ORDINARY * 2)
+    world.channel.site.connections.draining = True
+    world.settle()
+    world.channel.readConnectionLost()
+    world.upstream.transports[0].protocol.dataReceived(b"2")
+    world.settle()
+    assert b"\r\nConnection: close\r\n" in world.client.value()
+    assert world.asked.count(b"POST ") == 1
+    assert not world.client.connected
+
+
+@both_readers
+def test_a_half_closed_client_may_take_its_time_with_the_last_answer(front: bool) -> None:
+    """Once it is written, nobody looks whether it goes on."""
+    world = World(ANSWERS[0], front)
+    aborted: list[bool] = []
+    world.client.loseConnection = lambda *_: None  # as a socket whose buffer is not empty yet
+    world.client.abortConnection = lambda: aborted.append(True)
+    world.send([])
+    world.channel.dataReceived(ORDINARY)
+    world.channel.readConnectionLost()
+    world.settle()
+    assert world.client.value().endswith(b"{}")
+    world.clock.advance(74)
+    assert not aborted
+    world.clock.advance(1)
+    assert aborted
+
+
 @pytest.mark.parametrize(
     "change",
     [
