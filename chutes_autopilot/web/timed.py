@@ -118,17 +118,14 @@ class TimedChannel(HTTPChannel):
     def pause_time(self) -> None:
         """A request has arrived whole: nothing is waited for until `resume_time`."""
         self._fresh = False
-        if self._awaited is Awaited.NEXT_REQUEST:
-            self._awaited = None  # its deadline goes on, to be restarted rather than made anew
-        else:
-            self._end_time()
+        self._end_time()
 
     def resume_time(self) -> None:
         """The request is answered: the next one is waited for."""
         if self._deadline is not None and self._deadline.restart(self.site.limits.idle_timeout):
             self._awaited = Awaited.NEXT_REQUEST
         else:
-            self._deadline = None
+            self._end_time()  # it is of another duration: the limits were changed
             self.watch_client()
 
     def resetTimeout(self) -> None:

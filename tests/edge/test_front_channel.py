@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory_service import ANSWERS, World
 
+from chutes_autopilot.web.timed import ClientLimits
 from chutes_autopilot.wire.ordinary import read_ordinary_head
 
 BODIES = st.sampled_from(
@@ -269,6 +270,26 @@ def test_a_body_in_pieces_has_its_time() -> None:
     world.clock.advance(1.5)
     assert world.client.value().startswith(b"HTTP/1.1 408 ")
     assert b'requests_total{status="408"} 1.0' in world.metrics.exposition()
+
+
+@both_readers
+def test_other_times_hold_from_the_next_wait_on(front: bool) -> None:
+    """What a changed CLIENT_IDLE_TIMEOUT_MS replaces ends nothing that comes later."""
+    world = World(ANSWERS[0], front)
+    world.send([ORDINARY] * 2)
+    world.clock.advance(10)
+    world.channel.site.limits = ClientLimits(2000, 30, 60, 300)
+    world.send([ORDINARY])
+    world.clock.advance(60)
+    world.client.clear()
+    world.send([ORDINARY[:-5]])
+    world.clock.advance(59)
+    world.send([ORDINARY[-5:]])
+    assert world.client.value().startswith(b"HTTP/1.1 200 ")
+    world.clock.advance(299)
+    assert world.client.connected
+    world.clock.advance(1)
+    assert not world.client.connected
 
 
 def test_a_stream_that_came_in_one_read_is_over() -> None:
