@@ -20,7 +20,7 @@ from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.relay.recall import RecalledExchange
 from chutes_autopilot.web.body_room import UNCOUNTED_BYTES, no_room
-from chutes_autopilot.web.channel import Awaited, GatewayChannel
+from chutes_autopilot.web.channel import LINGER_SECONDS, Awaited, GatewayChannel
 from chutes_autopilot.web.request import GatewayRequest
 from chutes_autopilot.web.site import GatewaySite
 from chutes_autopilot.wire.headers import EXPLAIN, REQUEST_ID, acceptable_request_id
@@ -95,9 +95,9 @@ class FrontChannel(GatewayChannel):
     def written(self) -> int | None:
         return super().written() if self._downstream is None else self._downstream.written
 
-    def linger(self) -> None:
+    def linger(self, seconds: float = LINGER_SECONDS) -> None:
         self._head, self._body = None, []
-        super().linger()
+        super().linger(seconds)
 
     def forget_head(self) -> None:
         """Hold that of the request under way no longer: the next one is read anew."""

@@ -36,7 +36,7 @@ LINGER_SECONDS = 30.0
 """How long a client may go on sending after a refusal before its connection is reset."""
 
 AHEAD_BYTES = 65536
-"""What a client may send ahead of the answer under way, beyond one request body."""
+"""How much a client may send ahead of the answer under way until reading stops."""
 
 PROBE_SECONDS = 0.3
 """How long after the client's last byte, and then how often, it is found out whether it still reads."""
@@ -66,7 +66,7 @@ class GatewayChannel(TimedChannel):
     _turn_is_next = False  # the answer is over, and more was sent ahead
     _turn: IDelayedCall | None = None  # None while it waits for the client to read
     _ahead_bytes = 0
-    _ahead_refused = False  # what was sent ahead is too much: it is dropped, and answered when its turn comes
+    _ahead_refused = False  # there is no room for what was sent ahead: it is dropped, and answered in its turn
     _held = 0  # bytes counted of the body at hand
     _held_ahead = 0  # and of what was sent ahead
     _head_bytes = 0
@@ -174,10 +174,10 @@ class GatewayChannel(TimedChannel):
     def keep_ahead(self, data: bytes) -> None:
         """Keep what a client sends ahead of the answer under way, to be read when its turn comes.
 
-        Reading goes on all the while, as only so a client that leaves is noticed; one that sends more than AHEAD_BYTES
-        beyond a whole request body is cut off.
+        Reading goes on meanwhile, as only so a client that leaves is noticed; but of one that has sent more than
+        AHEAD_BYTES no more is read until its turn comes.
         """
-        if self._lingering:
+        if self._lingering or self._ahead_refused:
             return
         kept: list[Any] = self._dataBuffer
         if not kept:
@@ -187,16 +187,15 @@ class GatewayChannel(TimedChannel):
         else:
             kept.append(bytearray(data))
         self._ahead_bytes += len(data)
-        if self._ahead_bytes > self.limits.max_request_bytes + AHEAD_BYTES:
-            self.forceAbortClient()
-        elif self._ahead_bytes > UNCOUNTED_BYTES and not self._ahead_refused:
-            if self.site.connections.bodies.take(self._ahead_bytes - self._held_ahead):
-                self._held_ahead = self._ahead_bytes
-            else:
+        if self._ahead_bytes > UNCOUNTED_BYTES:
+            if not self.site.connections.bodies.take(self._ahead_bytes - self._held_ahead):
                 self._ahead_refused = True
-        if self._ahead_refused:
-            self._take_ahead()
-            self._dataBuffer = [b""]  # a reminder that something was there
+                self._take_ahead()
+                self._dataBuffer = [b""]  # a reminder that something was there
+                return
+            self._held_ahead = self._ahead_bytes
+        if self._ahead_bytes > AHEAD_BYTES:
+            self._networkProducer.pauseProducing()
 
     def hold(self, received: int) -> bool:
         """Count ``received`` bytes as held of the body at hand; False where all clients' bodies are too much by that.
@@ -238,7 +237,9 @@ class GatewayChannel(TimedChannel):
             self.close_if_idle()  # it was no request
 
     def _take_ahead(self) -> bytes:
-        """What was sent ahead, which is then held here no longer."""
+        """What was sent ahead, which is then held here no longer; reading goes on."""
+        if self._ahead_bytes > AHEAD_BYTES:
+            self._networkProducer.resumeProducing()
         ahead, self._dataBuffer = b"".join(self._dataBuffer), []
         held, self._held_ahead = self._held_ahead, 0
         self._ahead_bytes = 0
@@ -366,11 +367,14 @@ class GatewayChannel(TimedChannel):
     # how the connection ends
 
     def close_soon(self, seconds: float) -> None:
-        self._take_ahead()
-        super().close_soon(seconds)
+        if self._ahead_bytes > AHEAD_BYTES:
+            self.linger(seconds)  # bytes of it wait in the kernel, unread
+        else:
+            self._take_ahead()
+            super().close_soon(seconds)
 
-    def linger(self) -> None:
-        """Discard what the client still sends until it closes, at most LINGER_SECONDS.
+    def linger(self, seconds: float = LINGER_SECONDS) -> None:
+        """Discard what the client still sends until it closes, at most for ``seconds``.
 
         Closing at once would reset the connection under the unread bytes and take the answer with it
         (RFC 9112 section 9.6).
@@ -381,7 +385,7 @@ class GatewayChannel(TimedChannel):
         self.watch_client()
         self._buffer = b""
         if self._abortingCall is None:
-            self._abortingCall = self.callLater(LINGER_SECONDS, self.forceAbortClient)
+            self._abortingCall = self.callLater(seconds, self.forceAbortClient)
         self._networkProducer.unregisterProducer()
         transport, resume = self.transport, self._networkProducer.resumeProducing
         if self.isSecure():

@@ -22,6 +22,8 @@ from sealing_client import AS_ALICE, CHAT
 from sealing_client import settings as chutes_settings
 from twisted.internet.task import deferLater
 
+from chutes_autopilot.web.downstream import unsent_bytes
+
 MIB = 1024 * 1024
 LIMIT = {"MAX_BUFFERED_REQUEST_BYTES": str(MIB), "MAX_REQUEST_BYTES": str(MIB)}
 SMALL = b'{"model":"b/B"}'
@@ -114,18 +116,22 @@ async def test_what_is_sent_ahead_counts(start_gateway: StartGateway, scripted: 
     senders = await start(start_gateway, scripted, path, **LIMIT)
     patient, hasty = await senders.begin(100_000, 100_000), await senders.begin(100_000, 100_000)
     await scripted.when_asked(2)
-    patient.transport.write(senders.request(200_000, b"b/B"))
-    while (await senders.gateway.metrics())["buffered_request_bytes"] <= 400_000:
+    large = await senders.begin(900_000, 750_000)
+    await senders.held(950_000)
+    patient.transport.write(senders.request(60_000, b"b/B"))
+    while (await senders.gateway.metrics())["buffered_request_bytes"] <= 1_010_000:  # its head counts as well
         await deferLater(senders.gateway.reactor, 0.001)
     hasty.transport.write(senders.request(900_000, b"b/B"))
-    while (await senders.gateway.metrics())["buffered_request_bytes"] > 401_000:  # the heads ahead count as they come
+    while unsent_bytes(hasty.transport):  # reading goes on, but nothing of it is held
         await deferLater(senders.gateway.reactor, 0.001)
+    assert 1_010_000 < (await senders.gateway.metrics())["buffered_request_bytes"] < 1_011_000
     for side in scripted.connections[-2:]:
         answer(b"{}")(side)
     received = await hasty.until(b"}}")
     assert received.count(b"HTTP/1.1 ") == 2
     assert b'"code":"overloaded"' in received.replace(b" ", b"")
     assert (await patient.until(b'{"from":"b/B"}')).count(b"HTTP/1.1 200 ") == 2
+    large.transport.abortConnection()
     await senders.held(0)
 
 

@@ -23,6 +23,7 @@ from loopback_peers import (
 from OpenSSL.SSL import TLS_METHOD
 from pytest_twisted import blockon
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.internet.task import deferLater
@@ -32,6 +33,7 @@ from twisted.web.resource import Resource
 from zope.interface import directlyProvides
 
 from chutes_autopilot.upstream.deadlines import Deadlines
+from chutes_autopilot.web.channel import AHEAD_BYTES
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.site import ClientLimits, GatewaySite
 
@@ -263,6 +265,28 @@ async def test_a_client_that_resets_mid_body_leaves_nothing(
         metrics = await gateway.metrics()
     assert metrics["requests_active"] == 0
     assert not scripted.requests
+
+
+@both_paths
+@pytest.mark.parametrize("lines", [[], [b"Connection: close"]], ids=["kept", "closed"])
+async def test_what_is_ahead_unread_costs_no_answer(
+    scripted: ScriptedUpstream, gateway: Gateway, path: str, lines: list[bytes]
+) -> None:
+    """Requests that reading has stopped before are answered in their turn; where the answer under way was the last one,
+    it comes whole and the connection ends in order, not with the reset that unread bytes bring."""
+    scripted.scripts["a/A"] = silent
+    client = await gateway.connect()
+    ahead = SECOND.replace(b"15", b"900").replace(b"}", b" " * 885 + b"}")
+    client.transport.write(read_by(path, sized(*lines) + ahead * 5000))
+    while (await gateway.metrics())["buffered_request_bytes"] <= AHEAD_BYTES:
+        await deferLater(gateway.reactor, 0.001)
+    respond(CHUNKED + chunk(b"whole") + b"0\r\n\r\n")(scripted.connections[-1])
+    if lines:
+        assert await client.closed is ConnectionDone
+        assert client.received.endswith(b"whole\r\n0\r\n\r\n")
+        assert len(scripted.requests) == 1
+    else:
+        await client.until(b'{"from":"b/B"}', 500)
 
 
 async def half_close(gateway: Gateway, data: bytes) -> Any:
