@@ -83,7 +83,7 @@ class BanFuse:
         """Somebody else has met a ban of a client's, the so many-th in a row; of one that is known nothing changes."""
         ban = self._of(client, now)
         if now >= ban.until:
-            ban.until, ban.times = now + wait, times
+            ban.until, ban.times, ban.met_at = now + wait, times, now
 
     def _of(self, client: bytes, now: float) -> _Ban:
         """A client's, whose latest attempt is over."""
