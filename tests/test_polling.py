@@ -449,6 +449,7 @@ def test_an_answer_to_a_request_that_was_not_sent_is_none(world: World, line: Li
     assert upstream.told[2:] == ["lost"]
     with pytest.raises(ConnectionResetError):
         other.peer.recv(9)
+    other.peer.close()
 
 
 class Busy:
