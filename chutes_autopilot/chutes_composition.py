@@ -1,5 +1,6 @@
 """The Chutes route put together: settings become its keys, stores, transports and endpoints."""
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import time
@@ -20,7 +21,6 @@ from chutes_autopilot.interfaces import IReplayClaims
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import base_of
-from chutes_autopilot.policy.retry_shield import BanFuse
 from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.endpoint import CHUTES
 from chutes_autopilot.relay.exchange import OpenUpstream
@@ -50,6 +50,9 @@ Elsewhere = Callable[[tuple[bytes, str]], Awaitable[SignedExchange | None]]
 
 MAX_MODELS_BYTES = 64 * 1024 * 1024
 """The largest list of models that is passed on."""
+
+OPERATOR = hashlib.sha256(b"chutes-autopilot operator").digest()
+"""Stands for the operator's API key, where clients are told apart; no client has this hash."""
 
 AGENT = b"chutes-autopilot/" + __version__.encode()
 
@@ -121,7 +124,7 @@ def build_chutes(
         catalog = snapshots.current.catalog
         return None if catalog is None else catalog.chute_ids.get(base_of(model, catalog.ids))
 
-    relay = attrs.evolve(relay, endpoint=CHUTES)
+    relay = attrs.evolve(relay, endpoint=CHUTES, key_of_the_operator=OPERATOR)
     transport = _tls_transport(settings, pool, deadlines)
     evidence_of: Callable[[str, bytes], Evidence | None] = _no_evidence
     if settings.chutes_transport == "e2ee":
@@ -139,7 +142,7 @@ def build_chutes(
             attestation_root,
         )
         transport, evidence_of = sealed.open, sealed.evidence_of
-        relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules), fuse=BanFuse())
+        relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules))
     if link is not None:
         claims: IReplayClaims = link.claims()
         not_before = link.begin.not_before

@@ -110,6 +110,8 @@ class ChatRelay:
     """How many streams may have a second attempt."""
     stopping: bool = False
     """Whether the gateway stops and cuts what has taken too long: it is not the models that fail then."""
+    key_of_the_operator: bytes | None = None
+    """Stands for the operator's API key, where all requests are sent with that."""
     recall: Recall | None = None
     """Asks other replicas what they know of a client; None where there are none."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
@@ -144,7 +146,7 @@ class ChatRelay:
             explained = Explained(record, None, rules.profile)
             exchange = self._routed(call, body, explained, downstream, open_upstream, ended)
             if rules.ban_fuse and self.fuse.bans:  # by now it is sound: it may be the one that finds out
-                banned = self.fuse.admit(self.owner(call.client), record.received)
+                banned = self.fuse.admit(self.payer(call.client), record.received)
                 if banned:
                     raise ban_refusal(banned)
             owner = call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
@@ -197,6 +199,10 @@ class ChatRelay:
         """By which a client's requests are its own, whatever the session."""
         return client.credential_key(self.rules.client_key_secret, self.rules.trusted_proxies)
 
+    def payer(self, client: Client) -> bytes:
+        """Whose credential the upstream sees: whom it bans."""
+        return self.owner(client) if self.key_of_the_operator is None else self.key_of_the_operator
+
     def check_room(self) -> None:
         """Raise ApiError overloaded where no further request may be taken now."""
         if self.metrics.active >= self.rules.max_inflight:
@@ -246,7 +252,7 @@ class ChatRelay:
         model = exchange.route.plan.base(attempt.model)
         events.rate_limited(exchange.record.request_id, model, limit.kind, SENTENCES[limit.kind])
         if limit.kind == "edge" and self.rules.ban_fuse:
-            self.fuse.banned(exchange.client, limit.retry_after, self.clock.seconds())
+            self.fuse.banned(exchange.payer, limit.retry_after, self.clock.seconds())
 
     def shield(self, exchange: Exchange, head: ResponseHead, limit: RateLimit | None) -> bytes:
         """Header lines that keep an SDK from asking again at once, where all failed or the platform's edge refuses."""

@@ -1,7 +1,6 @@
 """A pipe that has another model go on where a stream broke off."""
 
 from collections.abc import Callable
-from time import time
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
@@ -24,9 +23,9 @@ from chutes_autopilot.policy.continuation import (
     useless,
 )
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused, failure_reason
-from chutes_autopilot.policy.rate_limits import read_rate_limit
 from chutes_autopilot.relay.continuations import Continuations
-from chutes_autopilot.relay.pipe import IDLE, RATE_LIMITED, TRUNCATED, Pace, Pipe
+from chutes_autopilot.relay.limited import rate_limit_of
+from chutes_autopilot.relay.pipe import IDLE, TRUNCATED, Pace, Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
@@ -84,7 +83,7 @@ class ContinuingPipe(Pipe):
             self._attempt.pause()
         if is_plain_event_stream(head.status, head.index):
             return
-        limit = read_rate_limit(head.index, data, time()) if head.status == RATE_LIMITED else None
+        limit = rate_limit_of(head, data)
         if limit is not None:
             self._continuations.limited(limit)
         self._failed(*useless(head.status, banned=limit is not None and limit.kind == "edge"))

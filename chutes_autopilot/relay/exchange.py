@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
-from time import time
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -41,16 +40,17 @@ from chutes_autopilot.policy.failover import (
 )
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.plan import Plan
-from chutes_autopilot.policy.rate_limits import RateLimit, read_rate_limit
+from chutes_autopilot.policy.rate_limits import RateLimit
 from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.policy.resilience import Resilience, Resilient
 from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
-from chutes_autopilot.relay.call import ChatCall
+from chutes_autopilot.relay.call import ChatCall, Client
 from chutes_autopilot.relay.continuations import Continuations, may_be_continued
 from chutes_autopilot.relay.continuing_pipe import ContinuingPipe
 from chutes_autopilot.relay.endpoint import Endpoint
-from chutes_autopilot.relay.pipe import RATE_LIMITED, Pipe
+from chutes_autopilot.relay.limited import RATE_LIMITED, rate_limit_of
+from chutes_autopilot.relay.pipe import Pipe
 from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.unshown import Unshown
 from chutes_autopilot.upstream.chat import UpstreamRequest
@@ -139,6 +139,9 @@ class Surroundings(Protocol):
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
 
+    def payer(self, client: Client) -> bytes:
+        """Whose credential the upstream sees."""
+
     def rate_limited(self, exchange: "Exchange", limit: RateLimit, attempt: AttemptRecord) -> None:
         """A 429 was the end of an attempt."""
 
@@ -205,6 +208,11 @@ class Exchange(Unshown, eq=False):
         """Who the client is, whatever its session: the key of its credential."""
         rules = self._relay.rules
         return self._call.client.credential_key(rules.client_key_secret, rules.trusted_proxies)
+
+    @property
+    def payer(self) -> bytes:
+        """Whose credential the upstream sees."""
+        return self._relay.payer(self._call.client)
 
     @property
     def model(self) -> str:
@@ -380,7 +388,7 @@ class Exchange(Unshown, eq=False):
         if self._call.client.explain:
             own += b"%b: %b\r\n" % (EXPLAIN, relay.summary(self))
         if relay.fuse.bans and (limit is None or limit.kind != "edge"):
-            relay.fuse.answered(self.client, record.received)
+            relay.fuse.answered(self.payer, record.received)
         if route.skipped and route.plan.mode != "direct":
             own += b"%b: %b\r\n" % (SKIPPED, route.skipped)
         return own
@@ -400,7 +408,7 @@ class Exchange(Unshown, eq=False):
         """
         head, attempt, relay = self._head, self._attempt, self._relay
         assert head is not None and attempt is not None  # noqa: S101, PT018 - a commit follows a head
-        limit = read_rate_limit(head.index, held, time()) if head.status == RATE_LIMITED else None
+        limit = rate_limit_of(head, held)
         own = self._commit(head, limit)
         limits = relay.rules.limits
         continuations = self._continuations(head, limits) if limits.continue_streams else None
@@ -448,7 +456,7 @@ class Exchange(Unshown, eq=False):
         """Write an answer that is here from its head to its end."""
         head = self._head
         assert head is not None  # noqa: S101 - it came with the data
-        limit = read_rate_limit(head.index, data, time()) if head.status == RATE_LIMITED else None
+        limit = rate_limit_of(head, data) if head.status == RATE_LIMITED else None
         own = self._commit(head, limit)
         if limit is not None:
             self._relay.rate_limited(self, limit, self._record.attempts[-1])
@@ -510,8 +518,8 @@ class Exchange(Unshown, eq=False):
             pipe.stop()
             record.bytes_out = pipe.bytes_relayed
             self._measure(pipe)
-            if self._head is not None and self._head.status == RATE_LIMITED:
-                limit = read_rate_limit(self._head.index, pipe.beginning(), time())
+            limit = None if self._head is None else rate_limit_of(self._head, pipe.beginning())
+            if limit is not None:
                 relay.rate_limited(self, limit, record.attempts[-1])
         # They know this exchange, or one another: such cycles would be left to the garbage collector, and with them
         # the bytes of the request.

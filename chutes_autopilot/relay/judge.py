@@ -1,16 +1,16 @@
 """The beginning of an answer, held back until it is known for one: another model can take its place until then."""
 
 from collections.abc import Mapping
-from time import time
 from typing import Literal, Protocol
 
 from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IAttemptObserver
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Ended, FirstByte, Lost, Refused
-from chutes_autopilot.policy.rate_limits import RateLimit, read_rate_limit
+from chutes_autopilot.policy.rate_limits import RateLimit
 from chutes_autopilot.policy.resilience import ErrorAnswer, Resilience
 from chutes_autopilot.policy.upstream_errors import READ_BYTES, read_error_event, read_upstream_error
+from chutes_autopilot.relay.limited import RATE_LIMITED, rate_limit_of
 from chutes_autopilot.upstream.deadlines import Deadline, Deadlines
 from chutes_autopilot.wire.first_event import ANSWERS, MAX_BYTES, Beginning, FirstEvent, judge_answer
 from chutes_autopilot.wire.http1 import ResponseHead
@@ -20,7 +20,6 @@ from chutes_autopilot.wire.sse import is_plain_event_stream
 ERROR_SECONDS = 5.0
 """How long the body of an error may take to be read; then it is judged by what came."""
 
-_TOO_MANY = 429
 _MAY_BE_TOO_LONG = (400, 413, 422)
 _MAY_LACK_INSTANCES = 500
 
@@ -165,7 +164,7 @@ class Judge:
             return
         read = (
             (status in _MAY_BE_TOO_LONG and rules.context_length)
-            or (status == _TOO_MANY and rules.rate_limits)
+            or (status == RATE_LIMITED and rules.rate_limits)
             or (status == _MAY_LACK_INSTANCES and rules.server_errors)
         )
         self._state = "error" if read else "through"
@@ -192,9 +191,9 @@ class Judge:
         head = self.answered
         assert head is not None  # noqa: S101 - the state follows a head
         data = b"".join(self._pieces)
-        index, said = (head.said_index, head.said) if isinstance(head, RewordedHead) else (head.index, data)
-        limit = read_rate_limit(index, said, time()) if head.status == _TOO_MANY else None
-        self._tell(ErrorAnswer(head.status, read_upstream_error(head.status, said), limit), data, over=over)
+        said = head.said if isinstance(head, RewordedHead) else data
+        error = read_upstream_error(head.status, said)
+        self._tell(ErrorAnswer(head.status, error, rate_limit_of(head, data)), data, over=over)
 
     def _tell(self, event: Judged, held: bytes, *, over: bool) -> None:
         head, exchange = self.answered, self.exchange

@@ -11,13 +11,12 @@ from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstream
 from chutes_autopilot.observe.record import Outcome
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.policy.rate_limits import READ_BYTES
+from chutes_autopilot.relay.limited import RATE_LIMITED
 from chutes_autopilot.relay.watch import Patience, Watch
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import StreamGuard, is_plain_event_stream
 from chutes_autopilot.wire.typed_events import TypedStreamGuard
-
-RATE_LIMITED = 429
 
 TRUNCATED = "upstream_stream_truncated"
 IDLE = "upstream_stream_idle"

@@ -3,7 +3,6 @@ one."""
 
 from collections.abc import Callable
 from math import inf
-from time import time
 from typing import Any, Literal
 
 import attrs
@@ -30,7 +29,6 @@ from chutes_autopilot.policy.failover import (
     Try,
 )
 from chutes_autopilot.policy.hedging import HedgeBudget
-from chutes_autopilot.policy.rate_limits import read_rate_limit
 from chutes_autopilot.policy.resilience import (
     FAULTS,
     HEDGE_LOST,
@@ -46,7 +44,7 @@ from chutes_autopilot.policy.resilience import (
 )
 from chutes_autopilot.relay.exchange import Exchange
 from chutes_autopilot.relay.judge import Judge, Judged
-from chutes_autopilot.relay.pipe import RATE_LIMITED
+from chutes_autopilot.relay.limited import rate_limit_of
 from chutes_autopilot.wire.http1 import ResponseHead
 from chutes_autopilot.wire.sse import is_plain_event_stream
 
@@ -323,8 +321,9 @@ class ResilientExchange(Exchange, kw_only=True):
                     attempt.expect_body(command.timeout)
                 return True
             if isinstance(command, DropOut):
-                if isinstance(event, Head | Answer) and head is not None and head.status == RATE_LIMITED:
-                    self._relay.rate_limited(self, read_rate_limit(head.index, data, time()), record)
+                limit = rate_limit_of(head, data) if isinstance(event, Head | Answer) and head is not None else None
+                if limit is not None:
+                    self._relay.rate_limited(self, limit, record)
                 self._count(event, record)
                 self._one_left("later" if own else "earlier", reason_of(event))
             else:

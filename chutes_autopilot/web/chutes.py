@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.web.http import BAD_REQUEST, OK
 
 from chutes_autopilot.e2ee.allow_list import SealContext
 from chutes_autopilot.e2ee.replay import claim_expiry, claim_name
@@ -136,6 +137,8 @@ class ChutesRoute:
         error = operator_error(answer.status)
         if error is not None:
             raise error
+        if answer.status != OK and answer.status < BAD_REQUEST:  # a redirect leads nobody to the list
+            raise e2ee_error("upstream_connect_error", "Chutes did not give its list of models; try again.")
         request.answer(answer.status, answer.body, b"application/json", plain_headers())
 
     async def _chat(self, request: GatewayRequest) -> None:

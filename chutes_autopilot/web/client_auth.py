@@ -18,7 +18,9 @@ from chutes_autopilot.wire.headers import Header
 ANONYMOUS = hashlib.sha256(b"chutes-autopilot anonymous caller").digest()
 """Stands for every caller that was not asked for a token; no token has this hash."""
 
-_BY_A_BROWSER_OR_PROXY = frozenset({b"origin", b"forwarded", b"via"})
+_BY_A_BROWSER_OR_PROXY = frozenset(
+    {b"origin", b"forwarded", b"via", b"x-real-ip", b"true-client-ip", b"cf-connecting-ip"}
+)
 
 
 @attrs.frozen

@@ -3,12 +3,12 @@
 import re
 import secrets
 from collections.abc import Iterable
-from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from twisted.python.failure import Failure
+from twisted.web.http import RESPONSES
 from twisted.web.server import Request
 
 from chutes_autopilot.errors import ApiError, internal_error
@@ -77,7 +77,7 @@ class GatewayRequest(Request):
 
     def answer(self, status: int, body: bytes, content_type: bytes, headers: Iterable[Header] = ()) -> None:
         """Write a whole answer of our own with its length; whoever took the request finishes it."""
-        self.setResponseCode(status, HTTPStatus(status).phrase.encode())
+        self.setResponseCode(status, RESPONSES.get(status, b"Unknown"))
         self.responseHeaders.removeHeader(b"Server")
         self.setHeader(b"Content-Type", content_type)
         self.setHeader(b"Content-Length", b"%d" % len(body))

@@ -103,6 +103,8 @@ class ScriptedUpstream:
     requests: list[Seen] = field(factory=list)
     heads: list[bytes] = field(factory=list)  # of every request, those for the feeds too
     connections: list[UpstreamSide] = field(factory=list)
+    listing: Script | None = None
+    """In the place of the list of models."""
     port: Any = None
     _waiting: list[tuple[int, Deferred[None]]] = field(factory=list)
 
@@ -124,7 +126,9 @@ class ScriptedUpstream:
 
     def asked(self, side: UpstreamSide, head: bytes, body: bytes) -> None:
         self.heads.append(head)
-        if head.startswith(b"GET /v1/models "):
+        if head.startswith(b"GET /v1/models ") and self.listing is not None:
+            self.listing(side)
+        elif head.startswith(b"GET /v1/models "):
             answer(json.dumps({"object": "list", "data": [self._entry(n) for n in self.names]}).encode())(side)
         elif head.startswith(b"GET /chutes/utilization "):
             answer(json.dumps([self._row(i, n) for i, n in enumerate(self.names)]).encode())(side)

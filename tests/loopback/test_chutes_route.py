@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import attrs
 import pytest
 from loopback_peers import (
     CHUNKED,
     Gateway,
+    Response,
     Script,
     ScriptedUpstream,
     StartGateway,
@@ -184,6 +186,29 @@ async def test_other_errors_pass_in_plain_mode(scripted: ScriptedUpstream, calle
     assert response.header("x-e2ee-applied") == "false"
 
 
+@pytest.mark.parametrize("encrypted", [True, False])
+async def test_a_ban_page_bans_the_operators_key(scripted: ScriptedUpstream, caller: Caller, encrypted: bool) -> None:
+    """Whoever calls with it next is answered here, whatever words the page was told in; other keys are no concern."""
+    scripted.scripts["a/A"] = answer(b"<html>nginx</html>", b"429 Too Many", b"Content-Type: text/html")
+
+    async def ask(caller: Caller) -> Response:
+        if not encrypted:
+            return await caller.post({"model": ALIAS})
+        client = await caller.new()
+        return await caller.sealed(client, client.body(ALIAS, "Hello"))
+
+    bob = attrs.evolve(caller, token=b"bob-token")
+    met, refused = await ask(caller), await ask(bob)
+    assert (met.status, met.header("x-should-retry")) == (429, "false")
+    assert (refused.status, refused.error["code"]) == (429, "upstream_ban")
+    assert len(scripted.requests) == 1
+    scripted.scripts["a/A"] = answer(b"{}")
+    assert (await caller.gateway.chat({"model": "a/A"}, caller.authorization)).status == 200
+    metrics = await caller.gateway.metrics()
+    assert metrics['rate_limited_total{kind="edge"}'] == 1
+    assert (await ask(caller)).status == 429
+
+
 @pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("encrypted", [True, False])
 async def test_a_client_that_leaves_frees_the_upstream(
@@ -220,6 +245,16 @@ async def test_the_models_are_those_of_the_operators_key(
     assert head.startswith(b"GET /v1/models HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer cpk_operator" in head
     assert b"alice" not in head
+
+
+@pytest.mark.parametrize(("status", "told"), [(b"520 Odd", 520), (b"302 Found", 502), (b"404 Not Found", 404)])
+async def test_a_list_of_models_that_is_none(
+    scripted: ScriptedUpstream, start_gateway: StartGateway, status: bytes, told: int
+) -> None:
+    """An error keeps its status, also one that HTTP does not know; a redirect leads nobody anywhere."""
+    caller = Caller(await start_gateway(**settings(scripted.url)))
+    scripted.listing = answer(b"{}", status, b"Location: http://elsewhere/")
+    assert (await caller.get("/v1/chutes/models")).status == told
 
 
 async def test_models_that_nobody_lists(scripted: ScriptedUpstream, start_gateway: StartGateway) -> None:

@@ -175,6 +175,9 @@ def test_a_page_that_calls_itself_this_machine_is_not_served(host: str) -> None:
         b"X-Forwarded-Host",
         b"x-forwarded-proto",
         b"X-FORWARDED-ANYTHING",
+        b"X-Real-IP",
+        b"True-Client-IP",
+        b"CF-Connecting-IP",
     ],
 )
 def test_what_comes_through_a_browser_or_proxy_is_not_served(header: bytes) -> None:
