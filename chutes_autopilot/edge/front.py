@@ -159,6 +159,8 @@ class FrontChannel(GatewayChannel):
         self._handlingRequest = True  # twisted.web's own word for it: back-pressure then does not stop our reading
         if self._awaited is not Awaited.NEXT_REQUEST:
             self.pause_time()  # else its time may as well go on: nothing comes of it while a request is answered
+        if self._waitingForTransport:
+            self._networkProducer.resumeProducing()  # it came though reading was paused; while it is answered it is not
         if ahead:
             self.keep_ahead(ahead)
         client, site = self._client if head is self._named else self._client_of(head), self.site

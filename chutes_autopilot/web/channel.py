@@ -7,7 +7,12 @@ here, because it accepts more than is safe behind a proxy, and goes on parsing a
 from socket import SO_ERROR, SOL_SOCKET
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ITCPTransport
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
+    ITCPTransport,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import Request
@@ -387,9 +392,11 @@ class GatewayChannel(TimedChannel):
         if self._abortingCall is None:
             self._abortingCall = self.callLater(seconds, self.forceAbortClient)
         self._networkProducer.unregisterProducer()
-        transport, resume = self.transport, self._networkProducer.resumeProducing
+        transport: Any = self.transport
+        resume = self._networkProducer.resumeProducing
         if self.isSecure():
+            resume()
             transport.loseConnection()  # says goodbye; the connection closes when the client did too
-        elif ITCPTransport.providedBy(transport):
+        elif ITCPTransport.providedBy(transport) or IHalfCloseableDescriptor.providedBy(transport):
             transport.loseWriteConnection()
             resume()

@@ -3,12 +3,12 @@
 import re
 import secrets
 from collections.abc import Iterable
+from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES
 from twisted.web.server import Request
 
 from chutes_autopilot.errors import ApiError, internal_error
@@ -31,6 +31,8 @@ NOT_ENCRYPTED = (b"X-E2EE-Applied", b"false")
 """On every error of the Chutes route, whoever answers with it."""
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class GatewayRequest(Request):
@@ -77,7 +79,7 @@ class GatewayRequest(Request):
 
     def answer(self, status: int, body: bytes, content_type: bytes, headers: Iterable[Header] = ()) -> None:
         """Write a whole answer of our own with its length; whoever took the request finishes it."""
-        self.setResponseCode(status, RESPONSES.get(status, b"Unknown"))
+        self.setResponseCode(status, _PHRASES.get(status, b"Unknown"))
         self.responseHeaders.removeHeader(b"Server")
         self.setHeader(b"Content-Type", content_type)
         self.setHeader(b"Content-Length", b"%d" % len(body))

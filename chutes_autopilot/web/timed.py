@@ -149,6 +149,8 @@ class TimedChannel(HTTPChannel):
         self._lingering = True  # over TLS the client can go on sending
         if self._abortingCall is None:
             self._abortingCall = self.callLater(seconds, self.forceAbortClient)
+        if self._waitingForTransport and self.isSecure():
+            self._networkProducer.resumeProducing()  # the client's goodbye has to be read
         super().loseConnection()
 
     def loseConnection(self) -> None:

@@ -164,6 +164,19 @@ def test_a_client_that_does_not_read_is_not_read_from(front: bool) -> None:
     assert world.client.producerState == "producing"
 
 
+@pytest.mark.parametrize("front", [True, False])
+def test_a_request_that_came_while_reading_was_paused_does_not_keep_it_paused(front: bool) -> None:
+    """It was read in the same turn: the next one is read as well when the client has taken all answers."""
+    world = World(ANSWERS[0], front)
+    world.send([ORDINARY])
+    world.channel.pauseProducing()
+    world.channel.dataReceived(ORDINARY)
+    world.channel.resumeProducing()
+    world.upstream.respond()
+    world.clock.advance(0)
+    assert world.client.producerState == "producing"
+
+
 @both_readers
 def test_a_connection_with_requests_ahead_is_in_use_between_two_answers(front: bool) -> None:
     """Neither a stop that closes what is idle, nor a client that says it sends no more, costs an answer."""
