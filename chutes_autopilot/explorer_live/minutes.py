@@ -23,7 +23,7 @@ from chutes_autopilot.storage.history import HistoryStore, HistoryUnavailable
 from chutes_autopilot.storage.history_rows import CatalogChange, HistoryRow
 
 MINUTE = 60.0
-
+MOST_INSTANCES = 2**53
 MAX_AGE = 120.0
 """Seconds after which what the live feed said is no measure of this minute any more; a gap is recorded."""
 
@@ -139,6 +139,11 @@ def history_rows(merged: Merged, ranked: Snapshot | None, *, measured: bool) -> 
     return tuple(_row(model, places.get(model.chute_id), measured) for model in merged.records if model.chute_id)
 
 
+def _count(number: float | None) -> int | None:
+    """A count as the database takes it; what is no count of instances would make it refuse the whole minute."""
+    return None if number is None or number > MOST_INSTANCES else int(number)
+
+
 def _row(model: MergedModel, place: tuple[int, float] | None, measured: bool) -> HistoryRow:
     fields = model.fields
     active, total = fields["active_instance_count"], fields["total_instance_count"]
@@ -146,8 +151,8 @@ def _row(model: MergedModel, place: tuple[int, float] | None, measured: bool) ->
         chute_id=model.chute_id or "",
         name=model.name,
         utilization=fields["utilization_current"] if measured else None,
-        active_instances=int(active) if measured and active is not None else None,
-        total_instances=int(total) if measured and total is not None else None,
+        active_instances=_count(active) if measured else None,
+        total_instances=_count(total) if measured else None,
         rank=None if place is None else place[0],
         score=None if place is None else place[1],
         **{column: fields[field] for column, field in _PRICES.items()},

@@ -83,10 +83,10 @@ class World:
         self.truth.startService()
         self.minutes.startService()
 
-    def arrive(self) -> None:
+    def arrive(self, feed: bytes = FEED) -> None:
         now = self.clock.seconds()
         self.sources.fetched("catalog", CATALOG, now)
-        self.sources.fetched("utilization", FEED, now)
+        self.sources.fetched("utilization", feed, now)
         listing = listing_body(
             chute_json(1, "a", current_estimated_price=PRICE), chute_json(2, "b", created_at="2026-01-02T03:04:05")
         )
@@ -156,6 +156,15 @@ def test_a_model_that_nobody_dates_is_first_seen_when_it_was_first_recorded(worl
             for each in world.truth.current.merged.records}  # fmt: skip
     assert seen[uuid(1)] == ("1970-01-01T00:01:17Z", Provenance("history", inferred=True))
     assert seen[uuid(2)] == ("2026-01-02T03:04:05Z", Provenance("chutes", inferred=True))
+
+
+def test_a_count_that_is_none_is_a_gap_of_its_model_alone(world: World) -> None:
+    """The database takes no larger number, and would refuse the whole minute."""
+    world.start()
+    world.arrive(FEED.replace(b": 4,", b": 1e300,"))
+    world.clock.advance(MINUTE)
+    (row, other) = world.store.minutes[-1][1]
+    assert (row.active_instances, row.total_instances, other.name) == (None, 5, "b")
 
 
 def test_a_history_that_fails_ends_nothing(world: World) -> None:
