@@ -397,6 +397,6 @@ class GatewayChannel(TimedChannel):
         if self.isSecure():
             resume()
             transport.loseConnection()  # says goodbye; the connection closes when the client did too
-        elif ITCPTransport.providedBy(transport) or IHalfCloseableDescriptor.providedBy(transport):
+        elif any(kind.providedBy(transport) for kind in (ITCPTransport, IHalfCloseableDescriptor)):
             transport.loseWriteConnection()
             resume()
