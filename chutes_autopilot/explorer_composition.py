@@ -21,6 +21,7 @@ from chutes_autopilot.demo.world import SimulatedWorld
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
 from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
+from chutes_autopilot.explorer_live.budget import BudgetedFetch
 from chutes_autopilot.explorer_live.decided import Decided
 from chutes_autopilot.explorer_live.listing import ListingRefresh
 from chutes_autopilot.explorer_live.live import Live
@@ -271,8 +272,19 @@ def _documents(
         )
 
     cache = DiskCache(directory, in_thread)
-    asked = fetch if shared is None else partial(shared.fetch, fetch)
-    return ProxiedJson(cache, asked, settings.cache_duration, reactor.seconds, in_thread, settings.chutes_api_key)
+    budgeted = BudgetedFetch(fetch, reactor.seconds)
+    asked, asked_for_visitors = (
+        (fetch, budgeted) if shared is None else (partial(shared.fetch, fetch), partial(shared.fetch, budgeted))
+    )
+    return ProxiedJson(
+        cache,
+        asked,
+        settings.cache_duration,
+        reactor.seconds,
+        in_thread,
+        settings.chutes_api_key,
+        asked_for_visitors,
+    )
 
 
 def _listed(snapshots: SnapshotHolder, model: str) -> str | None:

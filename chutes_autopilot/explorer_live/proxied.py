@@ -79,9 +79,11 @@ class _Flight:
     """One answer on its way.
 
     :ivar fresh: somebody who waits does not want it from the cache.
+    :ivar fetch: how the platform is asked for whoever wanted it first.
     """
 
     fresh: bool
+    fetch: Fetch
     waiting: list[Deferred[ProxiedAnswer]] = attrs.field(factory=list)
     work: Deferred[None] | None = None
 
@@ -90,6 +92,7 @@ class ProxiedJson(Service):
     """Answers from the cache, or by one call of the platform for all who ask for the same thing at once.
 
     :param fetch: one bounded call of the platform.
+    :param fetch_for_visitors: the same for whoever may be anybody; may refuse with a ProxyError.
     :param duration: seconds for which an answer counts as young.
     :param now: Unix time, seconds.
     :param api_key: CHUTES_API_KEY. Where the platform refuses it, that is reported and calls go on without it.
@@ -103,10 +106,12 @@ class ProxiedJson(Service):
         now: Callable[[], float],
         in_thread: InThread,
         api_key: bytes | None = None,
+        fetch_for_visitors: Fetch | None = None,
     ) -> None:
         self.cache = cache
         self.duration = duration
         self._fetch = fetch
+        self._fetch_for_visitors = fetch_for_visitors or fetch
         self._now = now
         self._in_thread = in_thread
         self._key = None if api_key is None else api_key.decode("ascii")
@@ -135,7 +140,14 @@ class ProxiedJson(Service):
         return 0 <= self._now() - document.fetched_at < self.duration
 
     async def get(
-        self, name: str, url: str, *, with_key: bool = False, fresh: bool = False, may_be_missing: bool = False
+        self,
+        name: str,
+        url: str,
+        *,
+        with_key: bool = False,
+        fresh: bool = False,
+        may_be_missing: bool = False,
+        visitor: bool = False,
     ) -> ProxiedAnswer:
         """The answer to a GET of this URL.
 
@@ -143,6 +155,8 @@ class ProxiedJson(Service):
         :param with_key: send the operator's key, as long as there is one that the platform takes.
         :param fresh: fetch it even where the cache has a young one.
         :param may_be_missing: a 404 of the platform says that there is no such thing: no old answer takes its place.
+        :param visitor: anybody may have asked, and so they neither have all calls of the platform nor keep the service
+            itself from its own.
         :raises ProxyError: there is none.
         :raises ValueError: this is not the name of a cache file.
         """
@@ -150,11 +164,12 @@ class ProxiedJson(Service):
         if cached is not None and not fresh and self.is_young(cached):
             return self._answer("HIT", cached)
         flight = self._flights.get(name)
-        if self._waiting >= MAX_WAITING or (flight is None and len(self._flights) >= MAX_FLIGHTS):
+        if visitor and (self._waiting >= MAX_WAITING or (flight is None and len(self._flights) >= MAX_FLIGHTS)):
             raise ProxyError(503, "too many requests at once", "Ask again in a moment.", retry_after=1)
         waiting: Deferred[ProxiedAnswer] = Deferred()
         if flight is None:
-            flight = self._flights[name] = _Flight(fresh, [waiting])
+            flight = _Flight(fresh, self._fetch_for_visitors if visitor else self._fetch, [waiting])
+            self._flights[name] = flight
             work = Deferred.fromCoroutine(self._fly(flight, name, url, with_key, may_be_missing))
             flight.work = work.addBoth(partial(self._landed, flight, name))
         else:
@@ -181,7 +196,7 @@ class ProxiedJson(Service):
             if old is not None and not flight.fresh and self.is_young(old):
                 return self._answer("HIT", old)
             try:
-                document = await self._fetched(url, with_key, may_be_missing)
+                document = await self._fetched(flight.fetch, url, with_key, may_be_missing)
             except ProxyError as error:
                 if old is None or error.status == 404:
                     raise
@@ -189,9 +204,9 @@ class ProxiedJson(Service):
             await self.cache.put(name, document)
             return self._answer("MISS", document)
 
-    async def _fetched(self, url: str, with_key: bool, may_be_missing: bool) -> CachedJson:
+    async def _fetched(self, fetch: Fetch, url: str, with_key: bool, may_be_missing: bool) -> CachedJson:
         try:
-            answer = await self._asked(url, with_key)
+            answer = await self._asked(fetch, url, with_key)
         except FetchError as error:
             if error.reason == "timeout":
                 raise ProxyError(504, "the platform did not answer in time", "Ask again in a moment.") from None
@@ -208,16 +223,16 @@ class ProxiedJson(Service):
                 raise ProxyError(502, "the platform is asked too often", "Ask again in a minute.", retry_after=60)
         raise ProxyError(502, f"the platform answered with status {answer.status}", "Ask again in a moment.")
 
-    async def _asked(self, url: str, with_key: bool) -> FetchedAnswer:
+    async def _asked(self, fetch: Fetch, url: str, with_key: bool) -> FetchedAnswer:
         if with_key and self._key is not None and not self._key_rests():
-            answer = await self._fetch(url, (("Authorization", f"Bearer {self._key}"),))
+            answer = await fetch(url, (("Authorization", f"Bearer {self._key}"),))
             if answer.status != 401:
                 self._key_refused_at = None
                 return answer
             if self._key_refused_at is None:
                 events.chutes_key_refused()
             self._key_refused_at = self._now()
-        return await self._fetch(url, ())
+        return await fetch(url, ())
 
     def _key_rests(self) -> bool:
         # a bad key would make the platform refuse what it shows to everybody

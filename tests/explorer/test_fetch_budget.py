@@ -43,7 +43,7 @@ async def test_a_burst_is_served_and_then_as_many_as_time_allows() -> None:
 
 
 async def test_a_spent_budget_is_a_platform_that_fails(tmp_path: Path) -> None:
-    """What is old is served for want of a new one; who asks for anything else is told when to come back."""
+    """What is old is served for want of a new one; a visitor who asks for anything else is told when to come back."""
     clock = Clock()
     clock.advance(1000)
 
@@ -51,11 +51,13 @@ async def test_a_spent_budget_is_a_platform_that_fails(tmp_path: Path) -> None:
         return ANSWER
 
     budgeted = BudgetedFetch(fetch, lambda: 0.0, burst=1)
-    proxied = ProxiedJson(DiskCache(tmp_path, execute), budgeted, 600.0, clock.seconds, execute)
+    cache = DiskCache(tmp_path, execute)
+    proxied = ProxiedJson(cache, fetch, 600.0, clock.seconds, execute, fetch_for_visitors=budgeted)
     proxied.startService()
-    assert (await proxied.get("v1_models_all.json", "u")).outcome == "MISS"
+    assert (await proxied.get("v1_models_all.json", "u", visitor=True)).outcome == "MISS"
     clock.advance(601)
-    assert (await proxied.get("v1_models_all.json", "u")).outcome == "STALE"
+    assert (await proxied.get("v1_models_all.json", "u", visitor=True)).outcome == "STALE"
     with pytest.raises(ProxyError) as refused:
-        await proxied.get("chute_00000001-0000-4000-8000-000000000000.json", "v")
+        await proxied.get("chute_00000001-0000-4000-8000-000000000000.json", "v", visitor=True)
     assert refused.value.status == 429
+    assert (await proxied.get("v1_models_all.json", "u")).outcome == "MISS"

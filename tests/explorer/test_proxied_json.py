@@ -285,16 +285,16 @@ async def test_a_platform_that_insists_on_a_key_is_503(directory: Path, key: byt
 
 
 async def test_few_calls_at_once_and_a_bound_on_what_waits(one: Fixture) -> None:
-    """Further documents wait for their turn, and when too many wait the next is 503 at once."""
+    """Further documents wait for their turn, and when too many wait a visitor's next is 503 at once; not our own."""
     names = [f"chute_{number}.json" for number in range(MAX_FLIGHTS)]
-    asked = [one.get(name) for name in names]
+    asked = [one.get(name, visitor=True) for name in names]
     assert len(one.platform.open) == MAX_FETCHES
-    error = refused(one.get("chute_x.json"))
+    error = refused(one.get("chute_x.json", visitor=True))
     assert (error.status, error.retry_after) == (503, 1)
-    joined = one.get(names[0])
-    for _ in names:
+    joined, own = one.get(names[0], visitor=True), one.get("v1_models_all.json")
+    for _ in [*names, own]:
         one.platform.answer()
-    assert {(await waiting).outcome for waiting in [*asked, joined]} == {"MISS"}
+    assert {(await waiting).outcome for waiting in [*asked, joined, own]} == {"MISS"}
 
 
 async def test_a_large_answer_is_checked_in_a_thread(directory: Path) -> None:

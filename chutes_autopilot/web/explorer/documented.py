@@ -98,7 +98,9 @@ class DocumentedRoutes:
     async def _answer(self, document: Document) -> ProxiedAnswer:
         is_chute = document.kind == "chute"
         documents = self._parts.documents
-        return await documents.get(document.name, document.url, with_key=document.with_key, may_be_missing=is_chute)
+        return await documents.get(
+            document.name, document.url, with_key=document.with_key, may_be_missing=is_chute, visitor=True
+        )
 
     def _sees_all(self, request: GatewayRequest) -> bool:
         return self._parts.show_private or self._gate.admits(request)
