@@ -16,8 +16,8 @@ from ssl import create_default_context
 
 from load import LoadError
 from processes import PYTHON, Child, StartError, free_port
-from report import as_json, machine_facts, table
-from scenarios import SCENARIOS, Bench, Numbers, Scenario
+from report import as_json, by_round, machine_facts, table
+from scenarios import SCENARIOS, Bench, Scenario
 from targets import ROOT, Target, Upstream, find_targets, first_model
 
 TARGETS = "autopilot,nginx,vllm-router,haproxy,direct"
@@ -54,14 +54,22 @@ def main() -> int:
         with (
             tempfile.TemporaryDirectory(prefix="benchmark-") as directory,
             _upstream(options.upstream, scenario, upstream_core, Path(directory)) as upstream,
+            ExitStack() as together,
         ):
+            up: dict[str, Bench] = {}
             for number in range(options.rounds):
                 for target in targets:  # in turn, so that a slow minute of the machine does not hit one target alone
                     if target.name in broken or (target.command is None and not scenario.direct):
                         continue
                     _say(f"{name}, round {number + 1} of {options.rounds}: {target.name}")
                     try:
-                        numbers = _measure(scenario, target, upstream, target_core, Path(directory), options)
+                        with ExitStack() as alone:
+                            bench = up.get(target.name) or (together if options.together else alone).enter_context(
+                                _started(target, upstream, target_core, Path(directory), options)
+                            )
+                            if options.together:
+                                up[target.name] = bench
+                            numbers = scenario.measure(bench)
                     except (LoadError, StartError, OSError, RuntimeError) as error:
                         broken.add(target.name)
                         failures.append(f"{name}, {target.name}: {error}")
@@ -72,6 +80,8 @@ def main() -> int:
                         rounds[name].setdefault(measure, {}).setdefault(target.name, []).append(value)
     _say("")
     print(table(rounds))
+    if options.together:
+        print(by_round(rounds, options.quiet))
     for failure in failures:
         print(f"\nFAILED {failure}")
     if options.json:
@@ -100,6 +110,17 @@ def _options() -> argparse.Namespace:
         type=names([*known, *FURTHER_TARGETS.split(",")]),
         default=known,
         help=f"default: {TARGETS}, those that are here; there are also {FURTHER_TARGETS}",
+    )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="start every target once and let all stay up, so that a round can be as short as half a second",
+    )
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        metavar="US",
+        help="with --together: tell too what came of the rounds around which the first target took at most US",
     )
     parser.add_argument("--upstream", choices=["stub", "simulator"], default="stub")
     parser.add_argument(
@@ -136,10 +157,11 @@ def _upstream(kind: str, scenario: Scenario, core: int, directory: Path) -> Iter
         yield Upstream(port, model, ca_file)
 
 
-def _measure(
-    scenario: Scenario, target: Target, upstream: Upstream, core: int, directory: Path, options: argparse.Namespace
-) -> Numbers:
-    """One scenario against one target, which is started for it and ended after it."""
+@contextmanager
+def _started(
+    target: Target, upstream: Upstream, core: int, directory: Path, options: argparse.Namespace
+) -> Iterator[Bench]:
+    """A target that is up, and is ended with the ``with`` block."""
 
     def bench(children: Sequence[Child], started: float, ports: Sequence[int]) -> Bench:
         return Bench(
@@ -156,7 +178,8 @@ def _measure(
         )
 
     if target.command is None:
-        return scenario.measure(bench((), 0.0, (upstream.port,)))
+        yield bench((), 0.0, (upstream.port,))
+        return
     with ExitStack() as stack:
         children, ports, started = [], [], 0.0
         for _ in range(target.instances):
@@ -170,7 +193,7 @@ def _measure(
                 child.wait_for_line(text)
             children.append(child)
             ports.append(port)
-        return scenario.measure(bench(children, started, ports))
+        yield bench(children, started, ports)
 
 
 def _raise_descriptor_limit() -> None:
