@@ -10,16 +10,17 @@ from chutes_autopilot.explorer.provenance import MergedModel
 from chutes_autopilot.explorer.records import UTILIZATION
 from chutes_autopilot.policy.catalog import Catalog
 from chutes_autopilot.policy.ranking import Ranked
-from chutes_autopilot.policy.utilization import UtilizationRow, eligible_name
+from chutes_autopilot.policy.utilization import UtilizationRow, eligible_name, is_namesake, listed_model
 
 ExclusionReason = Literal[
-    "no_utilization", "no_active_instance", "not_listed", "not_tee", "other_chute", "not_yet_ranked"
+    "no_utilization", "no_active_instance", "not_listed", "namesake", "not_tee", "other_chute", "not_yet_ranked"
 ]
 
 EXPLANATIONS: dict[ExclusionReason, str] = {
     "no_utilization": "The live feed has no row for it, so nobody knows how busy it is.",
     "no_active_instance": "None of its instances is active.",
     "not_listed": "The catalog of language models does not list it.",
+    "namesake": "It has the name of a listed model, but it is another chute.",
     "not_tee": "There is no catalog of language models, and without one only names that end in -TEE are trusted.",
     "other_chute": "Another chute of the same model stands better, and it stands for both.",
     "not_yet_ranked": "It came with a newer feed than the one that was ranked last.",
@@ -44,15 +45,14 @@ def excluded(ranking: Sequence[Ranked], catalog: Catalog | None, merged: Merged 
     ranked_models = {ranked.model for ranked in ranking}
     ranked_chutes = {ranked.chute_id for ranked in ranking if ranked.chute_id is not None}
     found: list[Excluded] = []
-    rows = [record for record in (merged.records if merged else ()) if UTILIZATION in record.sources]
-    for record in rows:
-        if record.chute_id not in ranked_chutes:
-            row = _row(record)
+    rows = [_row(record) for record in (merged.records if merged else ()) if UTILIZATION in record.sources]
+    for row in rows:
+        if row.chute_id not in ranked_chutes:
             found.append(Excluded(row.name, row.chute_id, _reason(row, catalog, ranked_models)))
-    names = {row.name for row in map(_row, rows)}
-    chutes = {record.chute_id for record in rows}
+    spoken_for = {listed_model(row, catalog) for row in rows} if catalog else set()
+    chutes = {row.chute_id for row in rows}
     for entry in catalog.entries if catalog else ():
-        if entry.id not in ranked_models and entry.id not in names and entry.chute_id not in chutes:
+        if entry.id not in ranked_models and entry.id not in spoken_for and entry.chute_id not in chutes:
             found.append(Excluded(entry.id, entry.chute_id, "no_utilization"))
     return tuple(sorted(found, key=lambda each: (each.name.casefold(), each.name, each.chute_id or "")))
 
@@ -67,5 +67,7 @@ def _reason(row: UtilizationRow, catalog: Catalog | None, ranked_models: set[str
         return "no_active_instance"
     model = eligible_name(row, catalog)
     if model is None:
-        return "not_listed" if catalog is not None and catalog.ids else "not_tee"
+        if catalog is None or not catalog.ids:
+            return "not_tee"
+        return "namesake" if is_namesake(row, catalog) else "not_listed"
     return "other_chute" if model in ranked_models else "not_yet_ranked"

@@ -125,13 +125,28 @@ def parse_utilization(body: bytes) -> UtilizationFeed:
 def eligible_name(row: UtilizationRow, catalog: Catalog | None) -> str | None:
     """The model that a row makes a candidate, or None where it makes none.
 
-    A chute must be public and have an active instance. With an allowlist its name must be listed, or else its
-    chute id must be (the chute was renamed: the listed name counts). Without one, TEE chutes are trusted.
+    A chute must be public and have an active instance. With an allowlist it must be that of a listed model. Without
+    one, TEE chutes are trusted.
     """
     if row.name == PRIVATE or not row.active_instance_count:
         return None
     if catalog is None or not catalog.ids:
         return row.name if row.name.endswith("-TEE") else None
-    if row.name in catalog.ids:
+    return listed_model(row, catalog)
+
+
+def listed_model(row: UtilizationRow, catalog: Catalog) -> str | None:
+    """The model of the catalog that a row speaks for: by its name, or else by its chute id (the chute was renamed:
+    the listed name counts). None where there is none.
+    """
+    if row.name in catalog.ids and not is_namesake(row, catalog):
         return row.name
     return catalog.by_chute_id.get(row.chute_id) if row.chute_id is not None else None
+
+
+def is_namesake(row: UtilizationRow, catalog: Catalog) -> bool:
+    """Whether a row has the name of a listed model, and by its chute id is another chute.
+
+    Anybody may give a public chute any name; it is the id that a chute keeps for life.
+    """
+    return row.chute_id is not None and catalog.chute_ids.get(row.name, row.chute_id) != row.chute_id

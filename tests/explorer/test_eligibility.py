@@ -12,8 +12,9 @@ from chutes_autopilot.policy.ranking import rank
 from chutes_autopilot.policy.utilization import UtilizationRow
 
 
-def catalog(*named: tuple[int, str]) -> Catalog:
-    return parse_catalog(json.dumps({"data": [{"id": name, "chute_id": uuid(n)} for n, name in named]}).encode())
+def catalog(*named: tuple[int | None, str]) -> Catalog:
+    data = [{"id": name, "chute_id": None if number is None else uuid(number)} for number, name in named]
+    return parse_catalog(json.dumps({"data": data}).encode())
 
 
 def rows(*named: tuple[int, str, float]) -> tuple[UtilizationRow, ...]:
@@ -26,7 +27,7 @@ def load(number: int, name: str, active: float | None) -> LoadRow:
 
 def test_every_model_that_is_no_candidate_has_its_reason() -> None:
     """The ranked ones are left out, also one that goes by another name in the feed."""
-    listed = catalog((1, "ranked"), (2, "idle"), (3, "lost"), (4, "late"), (5, "twin"), (7, "renamed"))
+    listed = catalog((1, "ranked"), (2, "idle"), (3, "lost"), (4, "late"), (None, "twin"), (7, "renamed"), (10, "gone"))
     ranking = rank(rows((1, "ranked", 2.0), (5, "twin", 9.0), (7, "old name", 1.0)), listed)
     feed = loads(
         load(1, "ranked", 2),
@@ -37,11 +38,16 @@ def test_every_model_that_is_no_candidate_has_its_reason() -> None:
         load(7, "old name", 1),
         load(8, "Stranger", 3),
         load(9, "unknown", None),
+        load(11, "gone", 3),
+        load(12, "ranked", 3),
     )
     assert excluded(ranking, listed, merge(None, None, feed)) == (
+        Excluded("gone", uuid(10), "no_utilization"),
+        Excluded("gone", uuid(11), "namesake"),
         Excluded("idle", uuid(2), "no_active_instance"),
         Excluded("late", uuid(4), "not_yet_ranked"),
         Excluded("lost", uuid(3), "no_utilization"),
+        Excluded("ranked", uuid(12), "namesake"),
         Excluded("Stranger", uuid(8), "not_listed"),
         Excluded("twin", uuid(6), "other_chute"),
         Excluded("unknown", uuid(9), "no_active_instance"),

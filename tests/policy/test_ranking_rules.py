@@ -69,16 +69,25 @@ def test_the_order(better: UtilizationRow, worse: UtilizationRow) -> None:
 
 
 def test_two_rows_of_one_model_keep_the_better_place() -> None:
-    """A renamed chute and its successor make one candidate, the better of the two."""
-    catalog = Catalog((CatalogEntry("new", "c1", b""), CatalogEntry("other", "c2", b"")))
-    old = UtilizationRow("old", "c1", 9, utilization_5m=0.0)
+    """Two chutes of one name, where the catalog does not say which it is, make one candidate, the better of the two."""
+    catalog = Catalog((CatalogEntry("new", None, b""), CatalogEntry("other", "c2", b"")))
+    old = UtilizationRow("new", "c1", 9, utilization_5m=0.0)
     new = UtilizationRow("new", "c3", 1, utilization_5m=0.0)
     other = UtilizationRow("other", "c2", 5, utilization_5m=0.0)
     ranking = rank([new, other, old], catalog)
-    assert [(ranked.model, ranked.name, ranked.score) for ranked in ranking] == [
-        ("new", "old", 9),
-        ("other", "other", 5),
+    assert [(ranked.model, ranked.chute_id, ranked.score) for ranked in ranking] == [
+        ("new", "c1", 9),
+        ("other", "c2", 5),
     ]
+
+
+def test_a_stranger_does_not_rank_a_model_by_taking_its_name() -> None:
+    """The model has the place of its own chute, whatever that is called now; without one it has none."""
+    catalog = Catalog((CatalogEntry("a", "c1", b""), CatalogEntry("b", "c2", b"")))
+    renamed = UtilizationRow("a-old", "c1", 1, utilization_5m=0.0)
+    strangers = [UtilizationRow(name, "c9", 100, utilization_5m=0.0) for name in "ab"]
+    ranking = rank([*strangers, renamed], catalog)
+    assert [(ranked.model, ranked.name, ranked.score) for ranked in ranking] == [("a", "a-old", 1)]
 
 
 def test_a_place_explains_itself() -> None:

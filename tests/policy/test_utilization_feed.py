@@ -108,6 +108,8 @@ def test_a_long_feed_is_read_in_slices() -> None:
 
 
 CATALOG = Catalog((CatalogEntry("new/Name", "c1", b""), CatalogEntry("a/B", "c2", b"")))
+OLD_SHAPE = Catalog((CatalogEntry("new/Name", "c1", b""), CatalogEntry("a/B", None, b"")))
+"""Without the chute id of one model."""
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,10 @@ CATALOG = Catalog((CatalogEntry("new/Name", "c1", b""), CatalogEntry("a/B", "c2"
         (UtilizationRow("a/B", "c2", 0), CATALOG, None),
         (UtilizationRow("a/B", "c2", None), CATALOG, None),
         (UtilizationRow("old/Name", "c1", 1), CATALOG, "new/Name"),
-        (UtilizationRow("a/B", "c1", 1), CATALOG, "a/B"),
+        (UtilizationRow("a/B", "c1", 1), CATALOG, "new/Name"),
+        (UtilizationRow("a/B", "c9", 1), CATALOG, None),
+        (UtilizationRow("a/B", "c9", 1), OLD_SHAPE, "a/B"),
+        (UtilizationRow("a/B", "c1", 1), OLD_SHAPE, "a/B"),
         (UtilizationRow("x-TEE", "c9", 1), CATALOG, None),
         (UtilizationRow("x-TEE", None, 1), CATALOG, None),
         (UtilizationRow(PRIVATE, "c1", 1), CATALOG, None),
@@ -132,3 +137,26 @@ CATALOG = Catalog((CatalogEntry("new/Name", "c1", b""), CatalogEntry("a/B", "c2"
 def test_eligibility(row: UtilizationRow, catalog: Catalog | None, name: str | None) -> None:
     """A public chute with an instance counts if it is listed by name or chute id, or is TEE where there is no list."""
     assert eligible_name(row, catalog) == name
+
+
+CHUTES = st.none() | st.sampled_from("1234")
+LISTED = st.dictionaries(st.sampled_from("abcd"), CHUTES, min_size=1).map(
+    lambda listed: Catalog(tuple(CatalogEntry(name, chute, b"") for name, chute in listed.items()))
+)
+LIVE = st.builds(UtilizationRow, st.sampled_from("abcde"), CHUTES, st.just(1.0))
+
+
+@given(LIVE, LISTED)
+def test_no_chute_speaks_for_a_model_that_has_another_one(row: UtilizationRow, catalog: Catalog) -> None:
+    """Where both ids are known they are equal; where one is not, name or id is what the catalog lists."""
+    model = eligible_name(row, catalog)
+    listed = catalog.chute_ids.get(model or "")
+    assert model is None or listed == row.chute_id or (model == row.name and None in (listed, row.chute_id))
+
+
+@given(LIVE, LISTED)
+def test_a_chute_that_is_listed_is_never_passed_over(row: UtilizationRow, catalog: Catalog) -> None:
+    """Its id is enough, whatever it is called; so is its name where nothing is known against it."""
+    by_id = row.chute_id is not None and row.chute_id in catalog.chute_ids.values()
+    by_name = row.name in catalog.ids and (row.chute_id is None or catalog.chute_ids.get(row.name) is None)
+    assert (eligible_name(row, catalog) is not None) == (by_id or by_name)
