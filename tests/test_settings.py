@@ -591,6 +591,19 @@ def test_a_route_that_cannot_serve_is_warned_about() -> None:
     assert read({"CHUTES_ENABLED": "1", "CHUTES_API_KEY": "k", "CHUTES_ALLOW_ANONYMOUS": "1"}).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("refresh", "max_age"),
+    [("UTILIZATION_REFRESH_MS", "READYZ_MAX_SNAPSHOT_AGE_MS"), ("MODELS_REFRESH_MS", "READYZ_MAX_ALLOWLIST_AGE_MS")],
+)
+def test_a_source_that_is_asked_too_seldom_is_warned_about(refresh: str, max_age: str) -> None:
+    """The service would get no traffic between two polls; one that is a tenth of the interval late is in time."""
+    (warning,) = read({refresh: "20000", max_age: "22000"}).warnings
+    assert warning == (
+        f"{max_age} is too short for {refresh}: /readyz answers 503 between two polls, which are up to 22000 ms apart"
+    )
+    assert read({refresh: "20000", max_age: "22001"}).warnings == ()
+
+
 def test_a_certificate_file_must_hold_a_certificate() -> None:
     """SSL_CERT_FILE is read at the start, so that a wrong path is not found out at the first connection."""
     assert read({"SSL_CERT_FILE": "/ca"}, {"/ca": PEM}).ssl_cert_file == "/ca"

@@ -19,6 +19,8 @@ _REFUSED = "the gateway does not start like this"
 _ADVICE = {
     "CLIENT_KEY_SECRET": "give every replica the same (openssl rand -hex 32)",
     "CHUTES_API_KEY": "set it, or CHUTES_API_KEY_FILE",
+    "READYZ_MAX_SNAPSHOT_AGE_MS": "set it to four times UTILIZATION_REFRESH_MS",
+    "READYZ_MAX_ALLOWLIST_AGE_MS": "set it to twice MODELS_REFRESH_MS",
     "WORKERS": "more make nothing faster: set it to auto",
     "TOKEN": "set it, or TOKEN_FILE, where others than this machine are to be served",
 }

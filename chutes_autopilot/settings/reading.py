@@ -15,6 +15,15 @@ from chutes_autopilot.settings.values import Setting, Settings, SettingsError
 
 MASK = "********"
 
+_POLLED = (
+    ("models_refresh", "readyz_max_allowlist_age"),
+    ("utilization_refresh", "readyz_max_snapshot_age"),
+)
+"""How often a source is asked, and how old what it said may be."""
+
+_LATEST_POLL = 1.1
+"""Intervals: polls are that far apart at the most (control.periodic), their own time not counted."""
+
 _PER_SECOND = {"ms": 1000, "min": 1 / 60}
 
 SETTINGS: tuple[Setting, ...] = (
@@ -120,6 +129,13 @@ def _warnings(environ: Mapping[str, str], values: Mapping[str, Any]) -> Iterator
         yield "CLIENT_KEY_SECRET is not configured: by REDIS_URL replicas share nothing but nonces"
     if values["workers"] > (there := available_cores()):
         yield f"WORKERS is {values['workers']}, more than the cores this service may use: {there}"
+    for refresh, max_age in _POLLED:
+        apart = values[refresh] * _LATEST_POLL
+        if values[max_age] <= apart:
+            yield (
+                f"{max_age.upper()}_MS is too short for {refresh.upper()}_MS: /readyz answers 503 between two polls, "
+                f"which are up to {apart * 1000:.0f} ms apart"
+            )
 
 
 def describe(settings: Settings) -> tuple[str, ...]:
