@@ -14,6 +14,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from chutes_autopilot import __version__
 from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.control_composition import FetchWhole
 from chutes_autopilot.e2ee.request_headers import E2EEPolicy
 from chutes_autopilot.e2ee.server_keys import ServerKeys
 from chutes_autopilot.e2ee_keys import KeyHolder, key_holder
@@ -32,7 +33,7 @@ from chutes_autopilot.storage.expiring import ExpiringStore
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.dstack import DstackAgent
-from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
+from chutes_autopilot.upstream.fetch import FetchedAnswer
 from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url
 from chutes_autopilot.web.attestation import AttestationRoute
 from chutes_autopilot.web.chutes import ChutesRoute, Encryption, upstream_fields
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from chutes_autopilot.workers.link import ParentLink
 
 Elsewhere = Callable[[tuple[bytes, str]], Awaitable[SignedExchange | None]]
-
-MAX_MODELS_BYTES = 64 * 1024 * 1024
-"""The largest list of models that is passed on."""
 
 OPERATOR = hashlib.sha256(b"chutes-autopilot operator").digest()
 """Stands for the operator's API key, where clients are told apart; no client has this hash."""
@@ -86,6 +84,7 @@ def build_chutes(
     pool: ConnectionPool,
     deadlines: Deadlines,
     http_client: HTTPClient,
+    fetch: FetchWhole,
     trust_root: Any,
     service: MultiService,
     refresh_catalog: Callable[[], None],
@@ -95,6 +94,7 @@ def build_chutes(
 ) -> ChutesParts:
     """The Chutes route, switched on; what it needs to run is made a part of ``service``.
 
+    :param fetch: asks the platform for whole answers.
     :param refresh_catalog: called when the platform does not know what its catalog lists.
     :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
     :param sharing: what replicas share; None where they share claims alone, if at all.
@@ -152,10 +152,10 @@ def build_chutes(
     route = ChutesRoute(
         authenticate=spends,
         relay=relay,
-        encryption=_encryption(settings, reactor, keys, deadlines, in_thread, claims, not_before),
+        encryption=_encryption(settings, relay, keys, deadlines, in_thread, claims, not_before),
         open_upstream=transport,
         upstream_fields=upstream_fields(settings.chutes_api_key or b"", AGENT),
-        fetch_models=_models(settings, reactor, http_client),
+        fetch_models=_models(settings, fetch),
         kept=KeptAnswers(shared or answers, current_keys, time, chute_of, evidence_of),
         trust_request_hash=settings.e2ee_trust_request_hash,
     )
@@ -202,7 +202,7 @@ def build_keys(settings: Settings, reactor: Any, agent: DstackAgent, service: Mu
 
 def _encryption(
     settings: Settings,
-    reactor: Any,
+    relay: ChatRelay,
     keys: KeyHolder,
     deadlines: Deadlines,
     in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
@@ -222,7 +222,7 @@ def _encryption(
         max_event_bytes=settings.e2ee_max_event_bytes,
         max_response_bytes=settings.e2ee_max_response_bytes,
         coalesce=settings.e2ee_stream_coalesce,
-        first_byte=settings.upstream_first_body_byte_timeout,
+        first_byte=lambda: relay.rules.limits.timeouts.first_byte,
     )
     return Encryption(
         keys=lambda: keys.current,
@@ -271,17 +271,7 @@ def _tls_transport(settings: Settings, pool: ConnectionPool, deadlines: Deadline
     return lambda model, request, timeout, observer: ChatAttempt(pool, backend, deadlines, request, timeout, observer)
 
 
-def _models(settings: Settings, reactor: Any, http_client: HTTPClient) -> Callable[[], Awaitable[FetchedAnswer]]:
+def _models(settings: Settings, fetch: FetchWhole) -> Callable[[], Awaitable[FetchedAnswer]]:
+    url = settings.chutes_base_url.rstrip("/") + "/v1/models"
     key = (settings.chutes_api_key or b"").decode("latin-1")
-
-    def fetch() -> Awaitable[FetchedAnswer]:
-        return fetch_answer(
-            http_client,
-            settings.chutes_base_url.rstrip("/") + "/v1/models",
-            clock=reactor,
-            timeout=settings.control_plane_timeout,
-            max_bytes=MAX_MODELS_BYTES,
-            headers=(("Authorization", f"Bearer {key}"), ("User-Agent", AGENT.decode())),
-        )
-
-    return fetch
+    return partial(fetch, url, (("Authorization", f"Bearer {key}"), ("User-Agent", AGENT.decode())))

@@ -16,7 +16,8 @@ from chutes_autopilot.control_composition import (
     Closing,
     InForce,
     body_room,
-    build_http_client,
+    build_control_pool,
+    build_fetch,
     build_metrics,
     build_refreshes,
     client_limits,
@@ -47,6 +48,7 @@ from chutes_autopilot.relay.watch import Patience
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.storage.shared_memory import SharedStickyStore
+from chutes_autopilot.upstream.agent import control_plane_client
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.pool import Backend, ConnectionPool, backend_from_url, endpoints_for, open_limit
@@ -138,7 +140,9 @@ def build(
     models = ModelsRoute(snapshots, lambda: relay.rules.own_aliases)
     details = (*(() if link is None else (link.missing,)), *(() if sharing is None else (sharing.trouble,)))
     operations = OperationsRoute(readiness_of(in_force, reactor, snapshots, connections), metrics, details)
-    http_client = build_http_client(settings, reactor, trust_root, service)
+    control_pool = build_control_pool(settings, reactor, trust_root, service)
+    http_client = control_plane_client(control_pool)
+    fetch = build_fetch(in_force, reactor, http_client)
     chutes, chutes_relay = CHUTES_DISABLED, relay
     if settings.chutes_enabled:
         # imported where it is used: most of a start's time is imports
@@ -152,6 +156,7 @@ def build(
             pool,
             deadlines,
             http_client,
+            fetch,
             trust_root,
             service,
             link.catalog_out_of_date if link is not None else lambda: refreshes[0].hasten(CATALOG_HASTE_SECONDS),
@@ -199,7 +204,7 @@ def build(
             settings,
             reactor,
             snapshots,
-            http_client,
+            fetch,
             service,
             lambda: connections.draining,
             metrics,
@@ -230,7 +235,9 @@ def build(
         connections.limit = connection_limit(new.max_connections)
         bodies.limit = body_room(new)
         service.grace = new.shutdown_grace
-        site.limits = client_limits(new)
+        for each_site in (site, admin_site):
+            if each_site is not None:
+                each_site.limits = client_limits(new)
         rules = _routing_rules(new, relay.rules.client_key_secret)
         if rules.trusted_proxies != relay.rules.trusted_proxies:
             connections.forget_clients()
@@ -240,7 +247,8 @@ def build(
         sticky.ttl = new.sticky_ttl
         if link is None:  # else it needs a restart
             sticky.max_entries = new.sticky_max_entries
-        pool.connect_timeout = new.upstream_connect_timeout
+        for each_pool in (pool, control_pool):
+            each_pool.connect_timeout = new.upstream_connect_timeout
         pool.max_open = open_limit(new.max_inflight_requests)
 
     def log_requests(write: Callable[[RequestRecord], object]) -> None:

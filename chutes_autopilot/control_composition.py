@@ -3,7 +3,7 @@
 It is the same in the one process of a plain service and in the parent of several workers.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import random
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,8 @@ from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.settings import Settings
-from chutes_autopilot.upstream.agent import control_plane_client
 from chutes_autopilot.upstream.certificates import CertificateFile
-from chutes_autopilot.upstream.fetch import fetch_json_bytes
+from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer, fetch_json_bytes
 from chutes_autopilot.upstream.pool import ConnectionPool, endpoints_for
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.site import ClientLimits
@@ -42,7 +41,10 @@ CATALOG_HASTE_SECONDS = 30.0
 """How long after the catalog came it is not asked for again, though something was not as it says."""
 
 MAX_FEED_BYTES = 64 * 1024 * 1024
-"""The largest catalog or utilization answer that is read."""
+"""The largest answer that is read of what is asked beside the traffic."""
+
+FetchWhole = Callable[[str, tuple[tuple[str, str], ...]], Awaitable[FetchedAnswer]]
+"""Asks a URL with these headers; raises FetchError."""
 
 
 @attrs.define(eq=False)
@@ -187,12 +189,22 @@ def body_room(settings: Settings) -> int:
     return max(settings.max_buffered_request_bytes, settings.max_request_bytes)  # one request always fits
 
 
-def build_http_client(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> HTTPClient:
-    """What asks upstreams beside the traffic."""
+def build_control_pool(settings: Settings, reactor: Any, trust_root: Any, service: MultiService) -> ConnectionPool:
+    """Connections for what is asked of upstreams beside the traffic."""
     # a pool of its own: however many requests there are, what they are routed by stays fresh
     pool = ConnectionPool(reactor, endpoints_for(reactor, trust_root), settings.upstream_connect_timeout, max_open=64)
     Closing(pool.close).setServiceParent(service)
-    return control_plane_client(pool)
+    return pool
+
+
+def build_fetch(in_force: InForce, reactor: Any, http_client: HTTPClient) -> FetchWhole:
+    """Brings whole answers of any status, of MAX_FEED_BYTES at most, in the time that the settings in force allow."""
+
+    def fetch(url: str, headers: tuple[tuple[str, str], ...]) -> Awaitable[FetchedAnswer]:
+        timeout = in_force.settings.control_plane_timeout
+        return fetch_answer(http_client, url, clock=reactor, timeout=timeout, max_bytes=MAX_FEED_BYTES, headers=headers)
+
+    return fetch
 
 
 def build_refreshes(

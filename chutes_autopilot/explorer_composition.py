@@ -1,7 +1,7 @@
 """The models explorer put together: settings become its cache, history, merged truth, routes and streams."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import random
@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
-from treq.client import HTTPClient
 from twisted.application.service import MultiService, Service
 from twisted.internet.threads import deferToThreadPool
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.control.refresh import BodyListener
 from chutes_autopilot.control.snapshots import SnapshotHolder
+from chutes_autopilot.control_composition import FetchWhole
 from chutes_autopilot.demo.past import SimulatedPast
 from chutes_autopilot.demo.world import SimulatedWorld
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
@@ -44,7 +44,6 @@ from chutes_autopilot.storage.disk_cache import DiskCache, InThread
 from chutes_autopilot.storage.history import HistoryStore
 from chutes_autopilot.storage.watch_file import WatchFile
 from chutes_autopilot.storage.webhook_queue import WebhookQueue
-from chutes_autopilot.upstream.fetch import FetchedAnswer, fetch_answer
 from chutes_autopilot.web.explorer.feed import Feed
 from chutes_autopilot.web.explorer.pages import ExplorerPages
 from chutes_autopilot.web.explorer.parts import ExplorerParts
@@ -54,9 +53,6 @@ from chutes_autopilot.web.explorer.streams import StreamRoutes
 
 if TYPE_CHECKING:
     from chutes_autopilot.shared_composition import Sharing
-
-MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
-"""The largest answer of the platform that is passed on or merged."""
 
 ChangeListener = Callable[[Sequence[Change]], object]
 
@@ -101,7 +97,7 @@ def build_explorer(
     settings: Settings,
     reactor: Any,
     snapshots: SnapshotHolder,
-    http_client: HTTPClient,
+    fetch: FetchWhole,
     service: MultiService,
     draining: Callable[[], bool],
     metrics: Metrics,
@@ -113,6 +109,7 @@ def build_explorer(
 ) -> Explorer:
     """The explorer, switched on; what it needs to run is made a part of ``service``.
 
+    :param fetch: asks the platform.
     :param relays: what requests are routed by; all keep the same decisions.
     :param draining: whether the service is about to stop: nobody may go on to follow it then.
     :param sharing: what replicas share; None where they do not.
@@ -122,7 +119,7 @@ def build_explorer(
     now = reactor.seconds  # Unix time, as the snapshots' is
     directory = Path(settings.cache_dir) if demo is None else _demo_directory(service)
     shared = None if sharing is None else SharedAnswers(sharing.bodies, settings.cache_duration, now)
-    documents = _documents(settings, reactor, directory, http_client, in_thread, shared)
+    documents = _documents(settings, reactor, directory, fetch, in_thread, shared)
     history = HistoryStore(
         reactor, directory if demo is None else None, settings.explorer_history_max_mb * MEGABYTE, in_thread
     )
@@ -257,20 +254,10 @@ def _documents(
     settings: Settings,
     reactor: Any,
     directory: Path,
-    http_client: HTTPClient,
+    fetch: FetchWhole,
     in_thread: InThread,
     shared: SharedAnswers | None,
 ) -> ProxiedJson:
-    def fetch(url: str, headers: tuple[tuple[str, str], ...]) -> Awaitable[FetchedAnswer]:
-        return fetch_answer(
-            http_client,
-            url,
-            clock=reactor,
-            timeout=settings.control_plane_timeout,
-            max_bytes=MAX_DOCUMENT_BYTES,
-            headers=headers,
-        )
-
     cache = DiskCache(directory, in_thread)
     budgeted = BudgetedFetch(fetch, reactor.seconds)
     asked, asked_for_visitors = (

@@ -7,12 +7,17 @@ from typing import Any
 
 import attrs
 import pytest
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 
 from chutes_autopilot.composition import build
+from chutes_autopilot.control.periodic import PeriodicRefresh
 from chutes_autopilot.reload import NEEDS_RESTART, Reload
 from chutes_autopilot.settings import Settings, SettingsError, read_settings
+from chutes_autopilot.workers.parent_composition import build_parent
 
 READ_WHEN_NEEDED = {"readyz_max_snapshot_age", "readyz_max_allowlist_age", "control_plane_timeout"}
 """What is read from the settings in force each time anew."""
@@ -44,6 +49,46 @@ def test_every_setting_is_applied_or_needs_a_restart() -> None:
     service.apply(noting)
     fields = {field.name for field in attrs.fields(Settings)}
     assert noting.asked == fields - NEEDS_RESTART - READ_WHEN_NEEDED - ELSEWHERE
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_changed_settings_count_in_the_control_plane_too(workers: str) -> None:
+    """In the one process of a plain service, and in the parent of several workers: for polls, and for the operator."""
+    reactor = MemoryReactorClock()
+    unreachable = dict.fromkeys(("MODELS_URL", "UTILIZATION_URL"), "http://127.0.0.1:9")
+    before = settings(**unreachable, EXPLORER_ENABLED="false", UPSTREAM_CONNECT_TIMEOUT_MS="1000")
+    after = attrs.evolve(before, upstream_connect_timeout=4.0, max_connections=5)
+    service: Any
+    if workers == "1":
+        service = build(before, reactor, ())
+        service.apply(after)
+    else:
+        service = build_parent(attrs.evolve(before, workers=2), reactor, (), lambda: ({}, {}))
+        service.changed_settings(after)
+    assert service.connections.limit == 5
+    polls = [each for each in service if isinstance(each, PeriodicRefresh)]
+    for poll in polls:
+        poll.startService()
+    reactor.advance(3.9)
+    given_up = [connector.stoppedConnecting for connector in reactor.connectors]
+    reactor.advance(0.2)
+    assert (given_up, [each.stoppedConnecting for each in reactor.connectors]) == ([False] * 2, [True] * 2)
+    for poll in polls:
+        poll.stopService()
+
+
+def test_changed_limits_hold_at_the_admin_endpoint_too() -> None:
+    """It is a listener like any other."""
+    reactor = MemoryReactorClock()
+    service = build(settings(EXPLORER_ENABLED="false", ADMIN_ENDPOINT="tcp:9"), reactor, ())
+    service.apply(settings(MAX_REQUEST_BYTES="10"))
+    service.privilegedStartService()
+    ((_, factory, *_),) = reactor.tcpServers
+    client, channel = StringTransport(), factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+    channel.makeConnection(client)
+    channel.dataReceived(b"POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n")
+    assert client.value().startswith(b"HTTP/1.1 413 ")
+    channel.connectionLost(Failure(ConnectionDone()))
 
 
 @pytest.fixture

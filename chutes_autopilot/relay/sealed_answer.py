@@ -49,13 +49,13 @@ class SealingTerms:
     :param max_event_bytes: of one event of a stream.
     :param max_response_bytes: of an answer that is no stream.
     :param coalesce: seconds for which pieces of a stream are gathered; 0: each is sealed at once.
-    :param first_byte: seconds the body of an answer that is no stream may take to begin.
+    :param first_byte: seconds the body of an answer that is no stream may take to begin, as it is now.
     """
 
     max_event_bytes: int
     max_response_bytes: int
     coalesce: float
-    first_byte: float
+    first_byte: Callable[[], float]
 
 
 class SealedAnswer(AnswerFilter):
@@ -108,7 +108,7 @@ class SealedAnswer(AnswerFilter):
     def head(self, head: ResponseHead) -> None:
         self._begin(head)
         if self._state == "whole":
-            self.inside.expect_body(self._terms.first_byte)
+            self.inside.expect_body(self._terms.first_byte())
 
     def _begin(self, head: ResponseHead) -> None:
         if self._state != "head" or self.refused_for_the_operator(head.status):

@@ -17,7 +17,8 @@ from chutes_autopilot.control_composition import (
     CATALOG_HASTE_SECONDS,
     Closing,
     InForce,
-    build_http_client,
+    build_control_pool,
+    build_fetch,
     build_metrics,
     build_refreshes,
     client_limits,
@@ -34,6 +35,7 @@ from chutes_autopilot.observe.metrics import CONTENT_TYPE, Metrics
 from chutes_autopilot.settings import SETTINGS, Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.storage.shared_memory import shared_memory
+from chutes_autopilot.upstream.agent import control_plane_client
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.decisions import SHOWN, check_operator, send_json
@@ -154,7 +156,8 @@ def build_parent(
     parent.supervisor.restarts = lambda number: restarts.update((str(number),))
     sharing = None if demo else _sharing(settings, reactor, trust_root, metrics, parent)
     deadlines = Deadlines(reactor)
-    http_client = build_http_client(settings, reactor, trust_root, parent)
+    control_pool = build_control_pool(settings, reactor, trust_root, parent)
+    http_client = control_plane_client(control_pool)
     if settings.chutes_enabled:
         parent.sealing = _sealing(settings, reactor, trust_root, metrics, parent, sharing)
         parent.sealing.keys.changed = parent.keys_changed
@@ -189,7 +192,7 @@ def build_parent(
             settings,
             reactor,
             snapshots,
-            http_client,
+            build_fetch(in_force, reactor, http_client),
             parent,
             lambda: connections.draining,
             metrics,
@@ -211,6 +214,8 @@ def build_parent(
 
     def changed(new: Settings) -> None:
         in_force.settings = new
+        control_pool.connect_timeout = new.upstream_connect_timeout
+        connections.limit = connection_limit(new.max_connections)
         for site in (parent.site, admin_site):
             if site is not None:
                 site.limits = client_limits(new)

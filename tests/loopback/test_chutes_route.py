@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from chutes_autopilot import __version__
+from chutes_autopilot.settings import read_settings
 
 ALIAS = "chutesai/AutoPilot"
 PREFIX = "/chutes/side"
@@ -245,6 +246,22 @@ async def test_the_models_are_those_of_the_operators_key(
     assert head.startswith(b"GET /v1/models HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer cpk_operator" in head
     assert b"alice" not in head
+
+
+async def test_changed_timeouts_hold_from_the_next_request(
+    scripted: ScriptedUpstream, start_gateway: StartGateway
+) -> None:
+    """For the list of models, and for the body of an answer that is to be sealed, as for all that is relayed."""
+    caller = Caller(await start_gateway(**settings(scripted.url)))
+    short = {"CONTROL_PLANE_TIMEOUT_MS": "50", "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS": "50"}
+    caller.gateway.service.apply(read_settings(short, lambda path: ""))
+    scripted.listing = silent
+    assert (await caller.get("/v1/chutes/models")).error["code"] == "upstream_header_timeout"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    scripted.scripts["a/A"] = respond(head)
+    client = await caller.new()
+    response = await caller.sealed(client, client.body("a/A", "x"))
+    assert response.error["code"] == "upstream_first_body_byte_timeout"
 
 
 @pytest.mark.parametrize(("status", "told"), [(b"520 Odd", 520), (b"302 Found", 502), (b"404 Not Found", 404)])

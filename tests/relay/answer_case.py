@@ -137,7 +137,7 @@ class Case:
             self.heard,
             SealContext(sealed, "asked/Model", "reject"),
             POLICY,
-            SealingTerms(max_event_bytes, max_response_bytes, coalesce, first_byte=3),
+            SealingTerms(max_event_bytes, max_response_bytes, coalesce, first_byte=lambda: 3),
             Deadlines(self.clock),
             self._in_thread,
         )
