@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.threads import deferToThreadPool
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
@@ -138,8 +139,11 @@ def build_explorer(
     listing = ListingRefresh(documents, document, sources, reactor, now)
     refresh = PeriodicRefresh(listing.refresh_until_known, settings.cache_duration, reactor, random)
     past = [] if demo is None else [SimulatedPast(demo, history)]
-    for each in (documents, history, *past, truth, minutes, live, refresh):
-        each.setServiceParent(service)
+    kept = InTurn()
+    for each in (history, *past, truth, minutes):
+        each.setServiceParent(kept)
+    for part in (documents, kept, live, refresh):
+        part.setServiceParent(service)
     webhooks = None
     if demo is None:  # what is simulated is nobody's news
         webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root)
@@ -231,6 +235,18 @@ def read_webhooks(path: str | None) -> tuple[WebhookEndpoint, ...]:
         raise SettingsError((f"WEBHOOKS_FILE: cannot read the file: {reason}",)) from None
     except WebhookConfigError as error:
         raise SettingsError(tuple(f"WEBHOOKS_FILE: {fault}" for fault in error.faults)) from None
+
+
+class InTurn(MultiService):
+    """Its parts stop one after the other, the last first: each has those before it until its own end."""
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stopped())
+
+    async def _stopped(self) -> None:
+        for part in reversed(list(self)):
+            await DeferredList([maybeDeferred(part.stopService)])
 
 
 class _Removed(Service):

@@ -42,6 +42,8 @@ _PRICES = {
 class MinuteByMinute(Service):
     """Records each minute, as long as there is something to record, and hands changes on to the same history.
 
+    Stopping records what there is of the last minute; the history must not stop before that is done.
+
     :param now: Unix time, seconds.
     :ivar sparklines: by chute id, see HistoryStore.sparklines; as of the last minute.
     """
@@ -73,13 +75,17 @@ class MinuteByMinute(Service):
         self._work = Deferred.fromCoroutine(self._guarded(self._remember()))
         self._loop.start(MINUTE, now=False)
 
-    def stopService(self) -> Deferred[None] | None:
+    def stopService(self) -> Deferred[None]:
         super().stopService()
         if self._loop.running:
             self._loop.stop()
+        return Deferred.fromCoroutine(self._stopped())
+
+    async def _stopped(self) -> None:
         if self._work is not None:
-            self._work.cancel()
-        return self._work
+            await self._work  # what it has taken to write would be written twice if it were cut short
+        # the platform's next answers will not tell these changes again: what was seen of the models is kept elsewhere
+        await self._guarded(self._recorded())
 
     def _start_minute(self) -> Deferred[None]:
         self._work = Deferred.fromCoroutine(self._guarded(self._minute()))
@@ -100,14 +106,18 @@ class MinuteByMinute(Service):
         await self._read_back()
 
     async def _minute(self) -> None:
-        state = self._truth.current
-        if state is None:
-            return
-        now = self._now()
-        feed_at = self._sources[UTILIZATION].fetched_at
-        measured = feed_at is not None and now - feed_at < MAX_AGE
-        await self._recorder.record(now, history_rows(state.merged, self._ranked(now), measured=measured))
-        await self._read_back()
+        if self._truth.current is not None:
+            await self._recorded()
+            await self._read_back()
+
+    async def _recorded(self) -> None:
+        state, now = self._truth.current, self._now()
+        rows: tuple[HistoryRow, ...] = ()
+        if state is not None:
+            feed_at = self._sources[UTILIZATION].fetched_at
+            measured = feed_at is not None and now - feed_at < MAX_AGE
+            rows = history_rows(state.merged, self._ranked(now), measured=measured)
+        await self._recorder.record(now, rows)
 
     async def _read_back(self) -> None:
         self.sparklines = await self._store.sparklines(self._now())

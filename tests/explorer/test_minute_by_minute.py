@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from explorer_samples import chute_json, listing_body, uuid
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThreadPool
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.explorer.changes import Change, FieldChange
 from chutes_autopilot.explorer.provenance import Provenance
 from chutes_autopilot.explorer.records import CHUTES
+from chutes_autopilot.explorer_composition import InTurn
 from chutes_autopilot.explorer_live.minutes import MAX_AGE, MINUTE, MinuteByMinute, change_of, recorded_change
 from chutes_autopilot.explorer_live.recorder import Recorder
 from chutes_autopilot.explorer_live.sources import Sources
@@ -20,7 +24,7 @@ from chutes_autopilot.explorer_live.truth import Truth
 from chutes_autopilot.policy.catalog import parse_catalog
 from chutes_autopilot.policy.ranking import rank
 from chutes_autopilot.policy.utilization import parse_utilization
-from chutes_autopilot.storage.history import HistoryUnavailable
+from chutes_autopilot.storage.history import HistoryStore, HistoryUnavailable
 from chutes_autopilot.storage.history_rows import CatalogChange, HistoryRow
 
 CATALOG = json.dumps({"data": [{"id": "a", "chute_id": uuid(1)}]}).encode()
@@ -46,12 +50,13 @@ class Store:
         self.minutes: list[tuple[float, Sequence[HistoryRow], tuple[CatalogChange, ...]]] = []
         self.kept: tuple[CatalogChange, ...] = ()
         self.failing = False
+        self.writing: Deferred[None] = succeed(None)
 
     def record(self, at: float, rows: Sequence[HistoryRow], changes: Any, failovers: Any) -> Deferred[None]:
         if self.failing:
             return fail(HistoryUnavailable("full"))
         self.minutes.append((at, rows, tuple(changes)))
-        return succeed(None)
+        return self.writing
 
     def changes(self, since: float, limit: int) -> Deferred[tuple[CatalogChange, ...]]:
         return succeed(self.kept)
@@ -64,10 +69,10 @@ class Store:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, store: Any = None) -> None:
         self.clock = Clock()
         self.clock.advance(1_000_000.0)
-        self.store: Any = Store()
+        self.store: Any = store or Store()
         self.snapshots = SnapshotHolder()
 
         def in_thread(work: Any, *given: Any) -> Deferred[Any]:
@@ -82,6 +87,10 @@ class World:
     def start(self) -> None:
         self.truth.startService()
         self.minutes.startService()
+
+    def tell(self, changes: Sequence[Change]) -> None:
+        for listener in self.truth.change_listeners:
+            listener(changes)
 
     def arrive(self, feed: bytes = FEED) -> None:
         now = self.clock.seconds()
@@ -131,12 +140,56 @@ def test_changes_are_written_with_the_next_minute(world: World) -> None:
     world.start()
     world.arrive()
     change = Change("price.changed", 5.0, uuid(1), uuid(1), "a", (FieldChange("price.input", 1.0, 2.0, "usd"),))
-    for listener in world.truth.change_listeners:
-        listener([change])
+    world.tell([change])
     world.clock.advance(MINUTE)
     ((_, _, changes),) = world.store.minutes
     assert changes == (recorded_change(change),)
     assert change_of(changes[0]) == change
+
+
+def test_the_last_minute_is_written_at_the_stop(world: World) -> None:
+    """With what has happened in it; nobody would ever tell of it again."""
+    world.start()
+    world.arrive()
+    world.clock.advance(MINUTE + 5)
+    change = Change("model.added", 5.0, uuid(1), uuid(1), "a")
+    world.tell([change])
+    assert world.minutes.stopService().called
+    _, (at, rows, changes) = world.store.minutes
+    assert (at, rows[0].utilization, changes) == (1_000_000.0 + MINUTE + 5, 0.25, (recorded_change(change),))
+
+
+def test_a_stop_waits_for_the_minute_that_is_being_written(world: World) -> None:
+    """What was taken to be written is written once, what came meanwhile then."""
+    world.start()
+    world.arrive()
+    first, second = (Change("model.added", 5.0, key, key, key) for key in "ab")
+    world.tell([first])
+    world.store.writing = Deferred()
+    world.clock.advance(MINUTE)
+    world.tell([second])
+    stopped = world.minutes.stopService()
+    assert not stopped.called
+    world.store.writing.callback(None)
+    assert stopped.called
+    assert [changes for *_, changes in world.store.minutes] == [(recorded_change(first),), (recorded_change(second),)]
+
+
+async def test_the_history_closes_behind_its_last_minute(tmp_path: Path) -> None:
+    """The file has what was still being gathered when the service stopped."""
+    from twisted.internet import reactor
+
+    in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())  # type: ignore[attr-defined]
+    change = Change("model.added", 5.0, uuid(1), uuid(1), "a")
+    for seen in ((), (recorded_change(change),)):
+        store = HistoryStore(reactor, tmp_path, 10**7, in_thread)
+        world, service = World(store), InTurn()
+        for part in (store, world.minutes):
+            part.setServiceParent(service)
+        service.startService()
+        assert await store.changes(0, 10) == seen
+        world.tell([] if seen else [change])
+        await service.stopService()
 
 
 def test_pages_have_the_lines_and_earlier_changes_at_hand(world: World) -> None:
@@ -176,5 +229,6 @@ def test_a_history_that_fails_ends_nothing(world: World) -> None:
     world.store.failing = False
     world.clock.advance(MINUTE)
     assert len(world.store.minutes) == 1
-    world.minutes.stopService()
+    world.store.failing = True
+    assert world.minutes.stopService().called
     assert not world.clock.getDelayedCalls()
