@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from random import random
 from tempfile import TemporaryDirectory
+from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -205,7 +206,7 @@ def _webhooks(
     if not endpoints:
         return None
     queue = WebhookQueue(reactor, directory, in_thread)
-    sender = WebhookSender(reactor, trust_root, reactor.seconds, MAX_AT_ONCE)
+    sender = WebhookSender(reactor, trust_root, time, MAX_AT_ONCE)  # receivers go by the clock
     attempts = metrics.counter("webhook_attempts", "Webhook attempts by outcome.", "outcome")
     metrics.gauge("webhooks_waiting", "Webhook messages that wait to be delivered.", lambda: queue.waiting)
     metrics.gauge("webhooks_dead", "Webhook messages that were given up and are kept.", lambda: queue.dead)

@@ -22,6 +22,7 @@ from chutes_autopilot.composition import GatewayService, build
 from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.extras import missing_extras
 from chutes_autopilot.listening import check_endpoint
+from chutes_autopilot.observe import events
 from chutes_autopilot.observe.logs import (
     WRITTEN_WITHIN,
     ProcessLog,
@@ -35,6 +36,7 @@ from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
 from chutes_autopilot.signals import take_signals
+from chutes_autopilot.steady_time import keep_steady
 
 if TYPE_CHECKING:
     from chutes_autopilot.workers.parent import ParentService
@@ -256,6 +258,7 @@ def makeService(options: Options) -> MultiService:
     wanted = enough_descriptors(options.settings.max_connections, options.settings.max_inflight_requests)
     raise_descriptor_limit(wanted)
     root = LoggedService(options.observer)
+    keep_steady(reactor, events.clock_set)
     gateway = _build(options)
     gateway.setServiceParent(root)
     asked, workers = options.settings.max_connections, options.settings.workers

@@ -11,7 +11,7 @@ FLOORS = [  # lowest first; the longest matching prefix wins
     {"observe", "storage", "upstream"},
     {"relay", "control", "explorer_live"},
     {"web", "edge"},
-    {"tap", "composition", "listening", "descriptors", "extras", "drain", "polling", "reload", "signals"}
+    {"tap", "composition", "listening", "descriptors", "extras", "drain", "polling", "reload", "signals", "steady_time"}
     | {
         "demo",
         "doctor",

@@ -79,6 +79,24 @@ def verdict_changed(chute_id: str, instance_id: str, state: str, detail: str) ->
     )
 
 
+def clock_set(ahead: float) -> None:
+    """Somebody has set the clock of this machine.
+
+    :param ahead: seconds, of the time that this process goes by; below 0: behind.
+    """
+    if abs(ahead) < 1:
+        _log.warn("the clock of this machine agrees again with the time this service goes by", event="clock")
+        return
+    _log.error(
+        "the clock of this machine was set: it is now {seconds} s {direction} the time this service goes by. Polls, "
+        "deadlines and ages go on as if nothing had happened; what is dated, in records, history and API, is off by "
+        "that much until a restart",
+        event="clock",
+        seconds=round(abs(ahead)),
+        direction="ahead of" if ahead > 0 else "behind",
+    )
+
+
 def cache_unusable(reason: str) -> None:
     """The explorer's cache directory cannot be used; said once."""
     _log.warn(

@@ -1,4 +1,4 @@
-"""A worker process, as the parent starts it: ``main(descriptor, ahead)``, with the channel to it at that number."""
+"""A worker process, as the parent starts it: ``main(descriptor, ...)``, with the channel to it at that number."""
 
 import os
 import signal
@@ -20,6 +20,7 @@ from chutes_autopilot.observe.record import RequestRecord
 from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.signals import take_signals
+from chutes_autopilot.steady_time import keep_steady
 from chutes_autopilot.tap import spare_the_collector
 from chutes_autopilot.workers.channel import Channel
 from chutes_autopilot.workers.link import ParentLink
@@ -30,16 +31,18 @@ SPARED_AFTER = 1.0
 """Seconds from the start of the service until the garbage collector leaves alone what was made for it."""
 
 
-def main(descriptor: int, ahead: Sequence[str]) -> None:
+def main(descriptor: int, ahead: Sequence[str], begun: float | None) -> None:
     """Serve until the parent ends this process, or is gone.
 
     :param ahead: modules to load before the parent is told that this process is ready.
+    :param begun: steady_time.time_begun of the parent.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for module in ahead:
         import_module(module)
-    begun = _Begun()
-    worker = Worker(reactor, begun.log, begun.gateway)
+    keep_steady(reactor, _left_to_the_parent, begun)
+    told = _Begun()
+    worker = Worker(reactor, told.log, told.gateway)
     worker.channel = Channel(ToWorker, reactor, worker.received, worker.lost)
     factory: Any = Factory.forProtocol(lambda: worker.channel)
     factory.noisy = False
@@ -54,7 +57,7 @@ def main(descriptor: int, ahead: Sequence[str]) -> None:
     reactor.run()
 
 
-def _left_to_the_parent(_reason: str) -> None:
+def _left_to_the_parent(_reason: object) -> None:
     pass
 
 

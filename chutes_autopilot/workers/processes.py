@@ -16,6 +16,7 @@ from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from chutes_autopilot.steady_time import time_begun
 from chutes_autopilot.workers.channel import Channel
 from chutes_autopilot.workers.messages import Message, ToParent
 
@@ -30,8 +31,8 @@ STUCK_CHECKS = 30
 count the time for which the whole machine stood still."""
 
 _CODE = (
-    "import json, sys; sys.path[:], ahead = json.loads(sys.argv[1]); "
-    f"from chutes_autopilot.workers.__main__ import main; main({CHANNEL}, ahead)"
+    "import json, sys; sys.path[:], *given = json.loads(sys.argv[1]); "
+    f"from chutes_autopilot.workers.__main__ import main; main({CHANNEL}, *given)"
 )
 
 
@@ -129,7 +130,7 @@ def start_process(reactor: Any, write: Callable[[str], object] | None, ahead: Se
         process.transport = reactor.spawnProcess(
             _Process(process.process_ended, write),
             sys.executable,
-            [sys.executable, "-c", _CODE, json.dumps([sys.path, list(ahead)])],
+            [sys.executable, "-c", _CODE, json.dumps([sys.path, list(ahead), time_begun(reactor)])],
             env=dict(os.environ),
             childFDs={0: 0, 1: output, 2: 2, CHANNEL: theirs.fileno()},
         )

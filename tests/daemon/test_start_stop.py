@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
@@ -57,6 +58,45 @@ def test_two_instances_side_by_side_leave_no_files(start: Callable, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
     assert [daemon.end()[0] for daemon in daemons] == [0, 0]
     assert list(tmp_path.iterdir()) == []
+
+
+SET_BACK = """
+import os, time, twisted.internet.base
+from chutes_autopilot import steady_time
+def clock(now=time.time, set_back=SET_BACK):
+    return now() - 7200 * os.path.exists(set_back)
+twisted.internet.base.ReactorBase.seconds = staticmethod(clock)
+steady_time.keep_steady.__kwdefaults__["unix_time"] = clock
+steady_time.LOOK_SECONDS = 0.05
+from twisted.scripts.twistd import run
+run()
+"""
+"""twistd, going by a clock that is two hours behind as soon as the file SET_BACK is there."""
+
+
+def test_a_clock_that_is_set_back_is_told_and_stops_no_poll(start: Callable, tmp_path: Path) -> None:
+    """For two hours nothing would happen, and nobody would know."""
+    set_back = tmp_path / "set-back"
+    command = ("-c", SET_BACK.replace("SET_BACK", repr(str(set_back))), "-n", "chutes-autopilot", "--demo")
+    daemon = start(command=command, UTILIZATION_REFRESH_MS="400")
+    url = daemon.wait_for("listening on ")
+
+    def polls() -> float:
+        with urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310
+            told = answer.read().decode()
+        return float(told.partition('refresh_total{outcome="ok",source="utilization"} ')[2].partition("\n")[0] or 0)
+
+    def wait_for_polls(count: float) -> None:
+        until = time.monotonic() + 10
+        while polls() < count:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    wait_for_polls(1)  # now the next one is what is waited for
+    set_back.touch()
+    assert daemon.wait_for("the clock of this machine was set: it is now ").startswith("7200 s behind")
+    wait_for_polls(polls() + 2)
+    assert daemon.end()[0] == 0
 
 
 def test_a_taken_port_is_one_line_and_exit_code_1(start: Callable) -> None:
