@@ -7,7 +7,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from page_service import uuid
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from scripted_platform import ScriptedPlatform
 from watched_page import PHONE
 
@@ -127,6 +127,39 @@ def test_the_live_ranking_moves_neither_focus_nor_scroll(
     assert focus_of(page) == "pause"
     page.keyboard.press("Enter")
     expect(page.locator("#stream-state")).to_have_text("paused")
+
+
+def test_a_page_that_waits_asks_again_though_nobody_answered(demo: str, open_page: Open) -> None:
+    """Later each time, until there is an answer; then what was waited for is there."""
+    page = open_page(demo, "/merge")
+    page.clock.install()
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) in (2, 3):
+            route.abort()
+        elif len(asked) == 1:
+            loaded = route.fetch()
+            page_that_waits = loaded.text().replace("</main>", '<p class="state loading"></p></main>')
+            route.fulfill(response=loaded, body=page_that_waits)
+        else:
+            route.continue_()
+
+    page.route(f"{demo}/merge", answer)
+    page.reload()
+    waits = page.locator(".state.loading")
+    expect(waits).to_have_count(1)
+    for too_soon, enough in ((1500, 3000), (3000, 5500), (8000, 8000)):
+        page.clock.run_for(too_soon)
+        with page.expect_request(f"{demo}/merge"):
+            page.clock.run_for(enough)
+        page.evaluate("fetch('/healthz').then(answer => answer.text())")  # by then the page knows what became of it
+    expect(waits).to_have_count(0)
+    assert len(asked) == 4
+    troubles = page.watch.troubles  # type: ignore[attr-defined]
+    assert ["net::ERR_FAILED" in trouble for trouble in troubles] == [True, True]
+    troubles.clear()
 
 
 def test_new_values_in_the_list_move_neither_focus_nor_scroll_nor_rows(

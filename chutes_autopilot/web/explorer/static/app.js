@@ -128,17 +128,32 @@ async function show(address, { push = true, quiet = false } = {}) {
       take(main, page.getElementById("main"));
     });
     if (!quiet) say(page.getElementById("status").textContent);
+    failures = 0;
     arrived();
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (quiet) return;
-    location.assign(address);
+    if (!quiet) return location.assign(address);
+    failures += 1;
+    askAgain();
   } finally {
     if (asking === mine) {
       asking = null;
       main.removeAttribute("aria-busy");
     }
   }
+}
+
+let waiting = 0;
+let failures = 0;
+
+// A page that says that something is not there yet asks again by itself, and so does one that got no answer: each time
+// after twice as long, a minute at most, and not all readers at once.
+function askAgain() {
+  clearTimeout(waiting);
+  if (!failures && !document.querySelector(".state.loading, .state.down")) return;
+  waiting = setTimeout(() => {
+    if (!paused || !document.querySelector("[data-stream]")) show(location.href, { push: false, quiet: true });
+  }, Math.min(3000 * 2 ** failures, 60000) * (1 + Math.random() / 4));
 }
 
 // Values move, the order does not: rows jump only when the reader asks for it.
@@ -511,7 +526,7 @@ function arrived() {
   tick();
   connect();
   drawCharts();
-  if (document.querySelector(".state.loading, .state.down")) setTimeout(() => show(location.href, { push: false, quiet: true }), 3000);
+  askAgain();
 }
 
 function begin() {
