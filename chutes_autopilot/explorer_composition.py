@@ -35,6 +35,7 @@ from chutes_autopilot.explorer_live.recorder import Recorder
 from chutes_autopilot.explorer_live.shared_answers import SharedAnswers
 from chutes_autopilot.explorer_live.sources import Sources
 from chutes_autopilot.explorer_live.truth import Truth
+from chutes_autopilot.explorer_live.webhook_connections import LookUps
 from chutes_autopilot.explorer_live.webhook_sending import WebhookSender
 from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
 from chutes_autopilot.observe.metrics import Metrics
@@ -206,7 +207,8 @@ def _webhooks(
     if not endpoints:
         return None
     queue = WebhookQueue(reactor, directory, in_thread)
-    sender = WebhookSender(reactor, trust_root, time, MAX_AT_ONCE)  # receivers go by the clock
+    now = time  # receivers go by the clock
+    sender = WebhookSender(reactor, trust_root, now, MAX_AT_ONCE, LookUps(reactor).look_up)
     attempts = metrics.counter("webhook_attempts", "Webhook attempts by outcome.", "outcome")
     metrics.gauge("webhooks_waiting", "Webhook messages that wait to be delivered.", lambda: queue.waiting)
     metrics.gauge("webhooks_dead", "Webhook messages that were given up and are kept.", lambda: queue.dead)

@@ -1,22 +1,18 @@
 """Connections for webhooks: the name is looked up once, every address judged, and a judged address connected to."""
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from ipaddress import IPv4Address, ip_address
+from threading import Thread
 from typing import Any
 
-from attrs import define, field
+from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import DNSLookupError
-from twisted.internet.interfaces import (
-    IAddress,
-    IHostResolution,
-    IProtocol,
-    IProtocolFactory,
-    IResolutionReceiver,
-    IStreamClientEndpoint,
-)
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from zope.interface import implementer
 
 from chutes_autopilot.explorer.addresses import IPAddress
@@ -44,12 +40,56 @@ class AddressRefused(Exception):
         self.what = what
 
 
-def checked_endpoints(reactor: Any, trust_root: Any, refusal: Refusal) -> Callable[[Backend], IStreamClientEndpoint]:
+LookUp = Callable[[str], Deferred[tuple[IPAddress, ...]]]
+"""The addresses of a name; none where it cannot be resolved. Whoever gives up waiting cancels."""
+
+
+class LookUps:
+    """Asks the system for addresses in threads of its own, one for each name that is being looked up.
+
+    A resolver that leaves a question unanswered has its thread for half a minute. In the reactor's pool, of ten, some
+    such names would hold up whatever else needs a thread, the look-ups of upstreams first of all. Nor does the end of
+    the process wait for these threads.
+
+    :param getaddrinfo: the system's; blocks.
+    """
+
+    def __init__(self, reactor: Any, getaddrinfo: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
+        self._reactor = reactor
+        self._getaddrinfo = getaddrinfo
+        self._waiting: dict[str, list[Deferred[tuple[IPAddress, ...]]]] = {}
+
+    def look_up(self, hostname: str) -> Deferred[tuple[IPAddress, ...]]:
+        """Look a name up, or wait for the answer that somebody else waits for; the names are few."""
+        if hostname not in self._waiting:
+            Thread(target=self._ask, args=(hostname,), daemon=True).start()
+            self._waiting[hostname] = []
+        waiting = self._waiting[hostname]
+        answer: Deferred[tuple[IPAddress, ...]] = Deferred(waiting.remove)
+        waiting.append(answer)
+        return answer
+
+    def _ask(self, hostname: str) -> None:
+        addresses: tuple[IPAddress, ...] = ()
+        with suppress(OSError, ValueError):  # a name that cannot be encoded is a ValueError
+            found = self._getaddrinfo(hostname, None, type=socket.SOCK_STREAM)
+            addresses = tuple(ip_address(address[0]) for *_, address in found)
+        self._reactor.callFromThread(self._answered, hostname, addresses)
+
+    def _answered(self, hostname: str, addresses: tuple[IPAddress, ...]) -> None:
+        for answer in tuple(self._waiting.pop(hostname)):
+            if not answer.called:  # one who was answered before it may have called it off
+                answer.callback(addresses)
+
+
+def checked_endpoints(
+    reactor: Any, trust_root: Any, look_up: LookUp, refusal: Refusal
+) -> Callable[[Backend], IStreamClientEndpoint]:
     """How a pool reaches its backends; certificate and name are checked under TLS."""
 
     @cache  # a TLS context reads the whole certificate store
     def endpoint(backend: Backend) -> IStreamClientEndpoint:
-        plain = CheckedHost(reactor, backend.hostname, backend.port, refusal)
+        plain = CheckedHost(reactor, backend.hostname, backend.port, look_up, refusal)
         if not backend.secure:
             return plain
         return wrapClientTLS(ClientTLS(backend.hostname, trust_root, [b"http/1.1"]), plain)
@@ -71,6 +111,7 @@ class CheckedHost:
     _reactor: Any
     _hostname: str
     _port: int
+    _look_up: LookUp
     _refusal: Refusal
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -99,25 +140,4 @@ class CheckedHost:
         try:
             return (ip_address(self._hostname),)
         except ValueError:
-            lookup = _Lookup()
-            self._reactor.nameResolver.resolveHostName(lookup, self._hostname, portNumber=self._port)
-            return await lookup.complete
-
-
-@implementer(IResolutionReceiver)
-@define(eq=False)
-class _Lookup:
-    """Collects what a name resolves to; whoever gives up waiting stops nothing."""
-
-    complete: Deferred[tuple[IPAddress, ...]] = field(factory=Deferred, init=False)
-    _found: list[IPAddress] = field(factory=list, init=False)
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        pass
-
-    def addressResolved(self, address: IAddress) -> None:
-        self._found.append(ip_address(address.host))  # type: ignore[attr-defined]
-
-    def resolutionComplete(self) -> None:
-        if not self.complete.called:
-            self.complete.callback(tuple(self._found))
+            return await self._look_up(self._hostname)

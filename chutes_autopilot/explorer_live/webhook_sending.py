@@ -18,7 +18,7 @@ from chutes_autopilot import __version__
 from chutes_autopilot.explorer import addresses
 from chutes_autopilot.explorer.webhook_config import WebhookEndpoint
 from chutes_autopilot.explorer.webhook_signing import signed_headers
-from chutes_autopilot.explorer_live.webhook_connections import AddressRefused, Refusal, checked_endpoints
+from chutes_autopilot.explorer_live.webhook_connections import AddressRefused, LookUp, Refusal, checked_endpoints
 from chutes_autopilot.upstream.agent import PooledAgent
 from chutes_autopilot.upstream.pool import ConnectionPool
 
@@ -44,9 +44,10 @@ class SendFailed(Exception):
 class WebhookSender:
     """Sends messages over connections of its own, one for each: nothing is shared with the traffic.
 
-    :param reactor: provides TCP, TLS, name resolution and time.
+    :param reactor: provides TCP, TLS and time.
     :param now: Unix time, seconds.
     :param max_open: connections at once.
+    :param look_up: finds a receiver's addresses.
     :param refusal: where messages must not go.
     """
 
@@ -56,12 +57,13 @@ class WebhookSender:
         trust_root: Any,
         now: Callable[[], float],
         max_open: int,
+        look_up: LookUp,
         *,
         refusal: Refusal = addresses.refusal,
     ) -> None:
         self._clock = reactor
         self._now = now
-        endpoint_for = checked_endpoints(reactor, trust_root, refusal)
+        endpoint_for = checked_endpoints(reactor, trust_root, look_up, refusal)
         self._pool = ConnectionPool(reactor, endpoint_for, CONNECT_TIMEOUT, max_idle=0, max_open=max_open)
         self._agent = PooledAgent(self._pool)
 

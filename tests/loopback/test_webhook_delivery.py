@@ -4,7 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, SOCK_STREAM
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,13 +17,11 @@ from chain_peers import ClockedReactor
 from loopback_peers import Script, UpstreamSide, answer, reset, respond, silent
 from OpenSSL.SSL import TLS_METHOD
 from pytest_twisted import blockon
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import ensureDeferred, gatherResults, maybeDeferred
-from twisted.internet.interfaces import IResolutionReceiver
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults, maybeDeferred
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import Certificate, DefaultOpenSSLContextFactory, platformTrust, trustRootFromCertificates
 from twisted.internet.task import Clock, deferLater
-from twisted.internet.threads import deferToThreadPool
+from twisted.internet.threads import deferToThread, deferToThreadPool
 from twisted.logger import formatEvent, globalLogPublisher
 
 from chutes_autopilot import __version__
@@ -30,6 +31,7 @@ from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.explorer.webhook_config import WebhookEndpoint
 from chutes_autopilot.explorer.webhook_events import EVENT_TYPES
 from chutes_autopilot.explorer.webhook_signing import verify
+from chutes_autopilot.explorer_live.webhook_connections import LookUps
 from chutes_autopilot.explorer_live.webhook_sending import MAX_ANSWER_BYTES, TIMEOUT, SendFailed, WebhookSender
 from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, Webhooks
 from chutes_autopilot.storage.webhook_queue import WebhookQueue
@@ -84,7 +86,6 @@ class Names:
         self._answers = list(answers)
         self.asked: list[str] = []
         self.dialled: list[str] = []
-        self.nameResolver = self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -93,15 +94,9 @@ class Names:
         self.dialled.append(host)
         return self._reactor.connectTCP(host, *given, **named)
 
-    def resolveHostName(self, receiver: IResolutionReceiver, hostName: str, portNumber: int = 0) -> None:
-        self.asked.append(hostName)
-        receiver.resolutionBegan(None)  # type: ignore[arg-type]
-        self._reactor.callLater(0, self._resolve, receiver, self._answers.pop(0).split(), portNumber)
-
-    def _resolve(self, receiver: IResolutionReceiver, hosts: list[str], port: int) -> None:
-        for host in hosts:
-            receiver.addressResolved((IPv6Address if ":" in host else IPv4Address)("TCP", host, port))
-        receiver.resolutionComplete()
+    def look_up(self, hostname: str) -> Deferred[tuple[IPAddress, ...]]:
+        self.asked.append(hostname)
+        return deferLater(self._reactor, 0, lambda: tuple(map(ip_address, self._answers.pop(0).split())))
 
 
 def loopback_too(address: IPAddress) -> str | None:
@@ -126,7 +121,8 @@ def start_sender() -> Iterator[StartSender]:
         reactor: Any, trust_root: Any = None, refusal: Any = loopback_too, now: Callable[[], float] = lambda: 1e9
     ) -> WebhookSender:
         trust_root = trust_root or platformTrust()
-        started.append(WebhookSender(reactor, trust_root, now, MAX_AT_ONCE, refusal=refusal))
+        look_up = getattr(reactor, "look_up", None) or LookUps(reactor).look_up
+        started.append(WebhookSender(reactor, trust_root, now, MAX_AT_ONCE, look_up, refusal=refusal))
         return started[-1]
 
     yield start
@@ -204,6 +200,36 @@ async def test_loopback_is_refused_as_the_system_resolves_it(
     sender = start_sender(reactor, refusal=addresses.refusal)
     assert await failure_of(sender, endpoint(receiver.listen(reactor), host)) == "its address is loopback"
     assert receiver.connections == []
+
+
+async def test_a_resolver_that_answers_nothing_holds_up_nobody_else() -> None:
+    """However many names it is asked for: each waits for itself, in one thread for all who wait for it."""
+    from twisted.internet import reactor
+
+    asked, answers = [], Event()
+
+    def getaddrinfo(hostname: str, *_: object, **__: object) -> list[Any]:
+        asked.append(hostname)
+        if hostname != "quick.example":
+            answers.wait(20)
+        if hostname == "unknown.example":
+            raise OSError
+        return [(AF_INET, SOCK_STREAM, 6, "", ("192.0.2.1", 0))]
+
+    look_up = LookUps(reactor, getaddrinfo).look_up
+    found = (ip_address("192.0.2.1"),)
+    names = [*(f"{number}.example" for number in range(15)), "unknown.example"]
+    slow = [look_up(name) for name in (*names, names[0], names[1])]
+    try:
+        assert await look_up("quick.example") == found
+        await deferToThread(lambda: None)  # as upstreams are looked up
+        slow[1].cancel()
+        assert not any(each.called for each in slow if each is not slow[1])
+    finally:
+        answers.set()
+    results = await DeferredList(slow, consumeErrors=True)
+    assert [result for success, result in results if success] == [found] * 14 + [(), found, found]
+    assert sorted(asked) == sorted([*names, "quick.example"])
 
 
 async def test_an_address_in_the_url_is_judged_too(receiver: Receiver, start_sender: StartSender) -> None:
@@ -340,13 +366,19 @@ async def test_a_look_up_that_hangs_is_a_failure(start_sender: StartSender) -> N
     """And what it brings later is not heeded."""
     from twisted.internet import reactor
 
-    clock, names, waiting = Clock(), Names(reactor), []
-    names.resolveHostName = lambda receiver, *_, **__: waiting.append(receiver)  # type: ignore[method-assign,misc]
+    clock, names, answers = Clock(), Names(reactor), Event()
+
+    def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        answers.wait(20)
+        return [(AF_INET, SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    names.look_up = LookUps(reactor, getaddrinfo).look_up  # type: ignore[method-assign]
     failing = ensureDeferred(failure_of(start_sender(ClockedReactor(names, clock)), endpoint(80)))
     clock.advance(TIMEOUT)
     assert (await failing).startswith("no connection (TimeoutError)")
-    waiting[0].addressResolved(IPv4Address("TCP", "127.0.0.1", 80))
-    waiting[0].resolutionComplete()
+    same = names.look_up("hooks.example")
+    answers.set()
+    assert await same == (ip_address("127.0.0.1"),)
     assert names.dialled == []
 
 
