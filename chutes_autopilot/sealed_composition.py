@@ -24,6 +24,7 @@ from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.settings import Settings, SettingsError
+from chutes_autopilot.steady_time import unix_time_of
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.collateral import CollateralSource
 from chutes_autopilot.upstream.chute_e2ee.evidence import EvidenceSource
@@ -267,16 +268,16 @@ def _verifier(
     key: str,
     attestation_root: bytes | None,
 ) -> AttestationService:
-    root = attestation_root or INTEL_ROOT_SPKI_SHA256
+    root, now = attestation_root or INTEL_ROOT_SPKI_SHA256, unix_time_of(reactor)
     evidence = EvidenceSource(http_client, settings.chutes_api_base_url, key, reactor, in_thread, random)
     collateral = tcb = None
     if settings.chutes_attestation == "quote+tcb":
         tcb = TcbChecker(load_tcb_library(), frozenset(settings.chutes_tdx_tcb_status))
         collateral = CollateralSource(
-            http_client, settings.chutes_pccs_url or "", Path(settings.cache_dir), reactor, in_thread
+            http_client, settings.chutes_pccs_url or "", Path(settings.cache_dir), reactor, now, in_thread
         )
     rules = AttestationRules(settings.chutes_attestation, settings.chutes_attestation_ttl, _pinned(settings), tcb, root)
-    judge = EvidenceJudge(rules, evidence, collateral, reactor, monotonic, in_thread)
+    judge = EvidenceJudge(rules, evidence, collateral, now, monotonic, in_thread)
     return AttestationService(judge, evidence, reactor, monotonic, _Observer(metrics))
 
 

@@ -58,8 +58,17 @@ def keep_steady(
             told(ahead)
         reactor.callLater(LOOK_SECONDS, look)
 
-    reactor.seconds, reactor.time_begun = seconds, begun
+    reactor.seconds, reactor.time_begun, reactor.unix_time = seconds, begun, unix_time
     reactor.callLater(LOOK_SECONDS, look)
+
+
+def unix_time_of(reactor: Any) -> Callable[[], float]:
+    """Unix time as the machine's clock has it, for what is dated by others: certificates, and what they are good for.
+
+    A reactor whose seconds are not kept steady tells it itself.
+    """
+    found: Callable[[], float] = getattr(reactor, "unix_time", reactor.seconds)
+    return found
 
 
 def time_begun(reactor: Any) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.selectreactor import SelectReactor
 
-from chutes_autopilot.steady_time import LOOK_SECONDS, STEP_SECONDS, keep_steady, time_begun
+from chutes_autopilot.steady_time import LOOK_SECONDS, STEP_SECONDS, keep_steady, time_begun, unix_time_of
 
 HOUR = 3600.0
 
@@ -90,3 +90,8 @@ def test_processes_go_by_the_same_time(machine: Machine) -> None:
     later = machine.process(time_begun(machine.reactor))
     assert later.seconds() == machine.reactor.seconds()
     later.waker.connectionLost(None)  # type: ignore[attr-defined]
+
+
+def test_certificates_are_judged_by_the_clock_as_it_was_set(machine: Machine) -> None:
+    machine.clock += HOUR
+    assert unix_time_of(machine.reactor)() == machine.clock

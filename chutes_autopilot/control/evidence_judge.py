@@ -9,7 +9,6 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 from twisted.internet.defer import DeferredLock
-from twisted.internet.interfaces import IReactorTime
 
 from chutes_autopilot.control.verdicts import Instance, Verdict
 from chutes_autopilot.e2ee.collateral import Collateral, Platform
@@ -67,7 +66,7 @@ class EvidenceJudge:
     """Judges, with lists and collateral fetched as needed.
 
     :param collateral: for ``quote+tcb``, and for it alone.
-    :param clock: tells Unix time.
+    :param now: tells Unix time, by which certificates are judged.
     :param monotonic: tells the age of the list.
     :param in_thread: where signatures are checked.
     """
@@ -77,7 +76,7 @@ class EvidenceJudge:
         rules: AttestationRules,
         source: MeasurementSource,
         collateral: CollateralKept | None,
-        clock: IReactorTime,
+        now: Callable[[], float],
         monotonic: Callable[[], float],
         in_thread: InThread,
     ) -> None:
@@ -86,7 +85,7 @@ class EvidenceJudge:
         self.rules = rules
         self._measurements = _MeasurementList(rules.pinned, source, monotonic)
         self._collateral = collateral
-        self._clock = clock
+        self._now = now
         self._in_thread = in_thread
 
     async def judge(self, instance: Instance, evidence: InstanceEvidence, nonce: str, asked_at: float) -> Verdict:
@@ -107,7 +106,7 @@ class EvidenceJudge:
             checked = await self._checked(instance, evidence, nonce, measurements)
         return Verdict(
             level=rules.level,
-            checked_at=self._clock.seconds(),
+            checked_at=self._now(),
             expires=asked_at + rules.ttl,
             evidence_sha256=checked.sha256,
             measurement=checked.measurement,
@@ -120,7 +119,7 @@ class EvidenceJudge:
             return None
         platform = await self._in_thread(self.rules.tcb.platform_of, quote)
         collateral = await self._collateral.collateral(platform)
-        status: str = await self._in_thread(self.rules.tcb.check, quote, collateral, self._clock.seconds())
+        status: str = await self._in_thread(self.rules.tcb.check, quote, collateral, self._now())
         return status
 
     async def _checked(
@@ -133,7 +132,7 @@ class EvidenceJudge:
             nonce,
             instance.public_key,
             measurements,
-            self._clock.seconds(),
+            self._now(),
             self.rules.root_spki_sha256,
         )
         return checked

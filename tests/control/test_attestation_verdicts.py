@@ -125,7 +125,7 @@ def start(world: Platforms) -> Iterable[Start]:
         tcb = TcbChecker(world, frozenset(["UpToDate"])) if level == "quote+tcb" else None
         rules = AttestationRules(level, TTL, tcb=tcb, root_spki_sha256=machine().root_spki_sha256, **changes)
         collateral = world if tcb else None
-        judge = EvidenceJudge(rules, world, collateral, world.clock, world.clock.seconds, execute)
+        judge = EvidenceJudge(rules, world, collateral, world.clock.seconds, world.clock.seconds, execute)
         service = AttestationService(judge, world, world.clock, world.clock.seconds, world)
         service.startService()
         services.append(service)
@@ -538,7 +538,7 @@ def test_rules_that_make_no_sense_are_refused(world: Platforms) -> None:
         with pytest.raises(ValueError, match=r"quote\+tcb"):
             AttestationRules(level, TTL, tcb=tcb)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="collateral"):
-        EvidenceJudge(AttestationRules("quote", TTL), world, world, world.clock, world.clock.seconds, execute)
+        EvidenceJudge(AttestationRules("quote", TTL), world, world, world.clock.seconds, world.clock.seconds, execute)
 
 
 def test_a_chute_without_verdicts_is_unusable_while_time_passes() -> None:

@@ -111,7 +111,7 @@ def start(cache: tuple[Cache, str], clock: Clock, tmp_path: Path) -> Start:
     def make() -> CollateralSource:
         url, root = cache[1] + "/sgx/certification/v4/", machine().root_spki_sha256
         client = HTTPClient(Agent(reactor))
-        return CollateralSource(client, url, tmp_path / "kept", clock, execute, root_spki_sha256=root)
+        return CollateralSource(client, url, tmp_path / "kept", clock, clock.seconds, execute, root_spki_sha256=root)
 
     return make
 
@@ -225,6 +225,6 @@ async def test_intels_own_service_has_the_roots_list_elsewhere(clock: Clock, tmp
             urls.append(url)
             return Empty()
 
-    source = CollateralSource(Recording(), INTEL_SERVICE, tmp_path, clock, execute)  # type: ignore[arg-type]
+    source = CollateralSource(Recording(), INTEL_SERVICE, tmp_path, clock, clock.seconds, execute)  # type: ignore[arg-type]
     assert await reason(source) == "invalid"
     assert urls == [*(INTEL_SERVICE + path.decode() for path in (CRL_PATH, TCB_PATH, QE_PATH)), INTEL_ROOT_CRL]

@@ -6,6 +6,7 @@ while costs nothing. What is kept is checked like what is fetched: the directory
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,7 +69,7 @@ class CollateralSource:
 
     :param url: CHUTES_PCCS_URL, with or without ``/sgx/certification/v4``.
     :param directory: where it is kept; made if it is not there.
-    :param clock: must tell Unix time.
+    :param now: tells Unix time, by which collateral is valid.
     :param in_thread: where files are read and signatures checked.
     :param timeout: seconds for each of the four answers.
     """
@@ -81,6 +82,7 @@ class CollateralSource:
         url: str,
         directory: Path,
         clock: IReactorTime,
+        now: Callable[[], float],
         in_thread: InThread,
         timeout: float = 30.0,
         root_spki_sha256: bytes = INTEL_ROOT_SPKI_SHA256,
@@ -92,6 +94,7 @@ class CollateralSource:
         self._base = base
         self._directory = directory
         self._clock = clock
+        self._now = now
         self._in_thread = in_thread
         self._timeout = timeout
         self._root = root_spki_sha256
@@ -105,7 +108,7 @@ class CollateralSource:
         :raises FetchError: there is none, so nothing can be said about any quote.
         """
         async with self._turn:
-            now = self._clock.seconds()
+            now = self._now()
             kept = self._kept.get(platform) or await self._in_thread(self._load, platform, now)
             if kept is not None and not kept.collateral.valid(now):
                 kept = None
