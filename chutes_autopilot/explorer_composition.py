@@ -20,7 +20,6 @@ from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.control_composition import FetchWhole
 from chutes_autopilot.demo.past import SimulatedPast
 from chutes_autopilot.demo.world import SimulatedWorld
-from chutes_autopilot.explorer.cache_names import FULL_LISTING, listing_document
 from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
 from chutes_autopilot.explorer_live.budget import BudgetedFetch
@@ -31,6 +30,7 @@ from chutes_autopilot.explorer_live.live_topics import live_topics
 from chutes_autopilot.explorer_live.measured import Health, Measurements
 from chutes_autopilot.explorer_live.minutes import MinuteByMinute
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
+from chutes_autopilot.explorer_live.published import Published
 from chutes_autopilot.explorer_live.recorder import Recorder
 from chutes_autopilot.explorer_live.shared_answers import SharedAnswers
 from chutes_autopilot.explorer_live.sources import Sources
@@ -137,8 +137,9 @@ def build_explorer(
     decided = Decided(relays[0].decisions, listed)
     topics = live_topics(snapshots, measurements, truth, sources, decided)
     live = Live(reactor, topics, settings.explorer_max_streams, draining)
-    document = listing_document(FULL_LISTING, settings.chutes_api_base_url)
-    listing = ListingRefresh(documents, document, sources, reactor, now)
+    has_key, show_private = settings.chutes_api_key is not None, settings.explorer_show_private
+    published = Published(documents, settings.chutes_api_base_url, has_key, show_private, now, in_thread)
+    listing = ListingRefresh(published, sources, reactor, now)
     refresh = PeriodicRefresh(listing.refresh_until_known, settings.cache_duration, reactor, random)
     past = [] if demo is None else [SimulatedPast(demo, history)]
     kept = InTurn()
@@ -157,6 +158,7 @@ def build_explorer(
         truth=lambda: truth.current,
         snapshots=snapshots,
         documents=documents,
+        published=published,
         history=history,
         pages=_pages(
             snapshots,
@@ -173,10 +175,10 @@ def build_explorer(
         now=now,
         chutes_api_base_url=settings.chutes_api_base_url,
         models_url=settings.models_url,
-        api_key_configured=settings.chutes_api_key is not None,
+        api_key_configured=has_key,
         admin_token=settings.admin_token,
         cors_origins=settings.explorer_cors_origins,
-        show_private=settings.explorer_show_private,
+        show_private=show_private,
         refresh_sources=listing.refresh if shared is None else partial(_asked_anew, shared, listing),
         measured=measurements.measured,
         recent_failovers=measurements.failovers,

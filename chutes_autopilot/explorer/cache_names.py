@@ -21,6 +21,9 @@ MAX_TEXT = 128
 
 V1_NAME = "v1_models_all.json"
 
+_OF_KEY = "_key.json"
+"""How the name of what the platform said to the operator's key ends: nobody who asks without can be given that."""
+
 _LONGEST_VALUE = 80
 _NULL = "null"
 _LISTING = re.compile(
@@ -36,7 +39,7 @@ class Document:
     """One document of the platform.
 
     :param name: of its cache file.
-    :param with_key: whether the platform is asked with the operator's key.
+    :param with_key: whether the platform is asked with the operator's key, which brings its private chutes along.
     :param kind: a page of the listing, one chute, or the catalog of language models.
     """
 
@@ -110,12 +113,12 @@ def read_listing_query(given: Parameters) -> ListingQuery:
     )
 
 
-def listing_document(query: ListingQuery, base: str) -> Document:
+def listing_document(query: ListingQuery, base: str, *, with_key: bool = False) -> Document:
     """A page of the listing."""
-    return Document(query.file_name, query.url(base), with_key=True, kind="listing")
+    return Document(_kept_apart(query.file_name, with_key), query.url(base), with_key, kind="listing")
 
 
-def chute_document(chute_id: str, base: str) -> Document:
+def chute_document(chute_id: str, base: str, *, with_key: bool = False) -> Document:
     """One chute.
 
     :raises ValueError: the id is not a canonical UUID; anything else could be a path to some other place.
@@ -123,7 +126,8 @@ def chute_document(chute_id: str, base: str) -> Document:
     canonical = canonical_chute_id(chute_id)
     if canonical is None:
         raise ValueError("no canonical UUID")
-    return Document(f"chute_{canonical}.json", f"{base}/chutes/{canonical}", with_key=True, kind="chute")
+    name = _kept_apart(f"chute_{canonical}.json", with_key)
+    return Document(name, f"{base}/chutes/{canonical}", with_key, kind="chute")
 
 
 def v1_document(models_url: str) -> Document:
@@ -135,8 +139,11 @@ def document_of(name: str, base: str, models_url: str) -> Document | None:
     """The document that a cache file holds; None where its name does not tell (a long text in it, or none of ours)."""
     if name == V1_NAME:
         return v1_document(models_url)
+    with_key = is_of_key(name)
+    if with_key:
+        name = name.removesuffix(_OF_KEY) + ".json"
     if found := _CHUTE.fullmatch(name):
-        return chute_document(found[1], base) if canonical_chute_id(found[1]) else None
+        return chute_document(found[1], base, with_key=with_key) if canonical_chute_id(found[1]) else None
     parts = _LISTING.fullmatch(name)
     if parts is None or "~" in name:
         return None
@@ -148,7 +155,16 @@ def document_of(name: str, base: str, models_url: str) -> Document | None:
         template=_decoded(parts["template"]),
         name=_decoded(parts["name"]),
     )
-    return listing_document(query, base) if query.file_name == name else None
+    return listing_document(query, base, with_key=with_key) if query.file_name == name else None
+
+
+def is_of_key(name: str) -> bool:
+    """Whether a cache file holds what the platform said to the operator's key."""
+    return name.endswith(_OF_KEY)
+
+
+def _kept_apart(name: str, with_key: bool) -> str:
+    return name.removesuffix(".json") + _OF_KEY if with_key else name
 
 
 def _flag(value: bool) -> str:

@@ -1,8 +1,10 @@
-"""What of the platform's answers is the operator's own: private chutes, which the key brings along."""
+"""What of the platform's answers is not everybody's: private chutes, and records that nobody can judge."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from attrs import frozen
 
 from chutes_autopilot.explorer.records import as_object
 
@@ -19,9 +21,12 @@ _ITEMS = msgspec.json.Decoder(_Listing)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def is_private(chute: dict[str, Any]) -> bool:
-    """Whether a chute is private: unless ``public`` is true, or absent (a server that knows no private ones)."""
-    return chute.get("public", True) is not True
+def is_private(chute: Mapping[str, Any]) -> bool:
+    """Whether a chute is private: unless ``public`` is true, or absent (a server that knows no private ones).
+
+    :param chute: its members; none where it could not be read, and then it may be anything.
+    """
+    return not chute or chute.get("public", True) is not True
 
 
 def is_private_chute(body: bytes) -> bool:
@@ -35,33 +40,67 @@ def is_private_chute(body: bytes) -> bool:
     return is_private(chute)
 
 
-def public_listing(body: bytes) -> tuple[bytes, int]:
-    """A listing without its private chutes, and how many these were; without any, it is the very same bytes.
+def public_listing(body: bytes) -> bytes:
+    """A listing without its private chutes and what cannot be read; without any, it is the very same bytes.
 
-    ``total`` shrinks by as many, and the cord_refs that only private chutes refer to go with them.
+    ``total`` shrinks by as many, and the cord_refs that only they refer to go with them. What is left tells of what was
+    taken out where that is not on every page alike: it is for answers that anybody may have from the platform.
 
     :raises NotAListing: it has no list ``items``.
     """
+    kept, hidden = _public(body)
+    if not hidden:
+        return body
+    members: dict[str, Any] = _MEMBERS.decode(body)
+    total = as_object(body).get("total")
+    if type(total) is int:
+        members["total"] = max(len(kept), total - hidden)
+    return msgspec.json.encode(members | _with_refs(body, kept))
+
+
+def public_page(body: bytes, page: int, limit: int) -> bytes:
+    """A page of the public chutes in a list of all; it is the same whatever else is in the list.
+
+    :raises NotAListing: it has no list ``items``.
+    """
+    kept, _ = _public(body)
+    members: dict[str, Any] = {"total": len(kept), "page": page, "limit": limit}
+    return msgspec.json.encode(members | _with_refs(body, kept[page * limit : (page + 1) * limit]))
+
+
+@frozen
+class _Item:
+    raw: msgspec.Raw
+    cord_ref: str | None
+
+
+def _public(body: bytes) -> tuple[list[_Item], int]:
+    """The public chutes, and how many others there are."""
     try:
         items = _ITEMS.decode(body).items
     except (ValueError, RecursionError):
         raise NotAListing("no list 'items'") from None
-    chutes = [as_object(item) for item in items]
-    kept = [place for place, chute in enumerate(chutes) if not is_private(chute)]
-    hidden = len(items) - len(kept)
-    if not hidden:
-        return body, 0
-    members: dict[str, Any] = _MEMBERS.decode(body)
-    members["items"] = [items[place] for place in kept]
-    total = as_object(body).get("total")
-    if type(total) is int:
-        members["total"] = max(len(kept), total - hidden)
-    refs = as_object(members["cord_refs"]) if "cord_refs" in members else {}
-    if refs:
-        used = {chutes[place].get("cord_ref_id") for place in kept if _is_text(chutes[place].get("cord_ref_id"))}
-        members["cord_refs"] = {ref: cords for ref, cords in refs.items() if ref in used}
-    return msgspec.json.encode(members), hidden
+    kept = []
+    for item in items:
+        chute = as_object(item)
+        if not is_private(chute):
+            ref = chute.get("cord_ref_id")
+            kept.append(_Item(item, ref if isinstance(ref, str) else None))
+    return kept, len(items) - len(kept)
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def _with_refs(body: bytes, items: Sequence[_Item]) -> dict[str, Any]:
+    """The members ``items`` and, where there are any, ``cord_refs``."""
+    members: dict[str, Any] = {"items": [item.raw for item in items]}
+    refs = _MEMBERS.decode(body).get("cord_refs")
+    if refs is not None:
+        used = {item.cord_ref for item in items}
+        members["cord_refs"] = {ref: cords for ref, cords in _members(refs).items() if ref in used}
+    return members
+
+
+def _members(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    try:
+        return _MEMBERS.decode(raw)
+    except (ValueError, RecursionError):
+        return {}

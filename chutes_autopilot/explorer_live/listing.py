@@ -6,9 +6,9 @@ from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from chutes_autopilot.explorer.cache_names import Document
 from chutes_autopilot.explorer.records import CHUTES
-from chutes_autopilot.explorer_live.proxied import ProxiedJson, ProxyError
+from chutes_autopilot.explorer_live.proxied import ProxyError
+from chutes_autopilot.explorer_live.published import Published
 from chutes_autopilot.explorer_live.sources import Sources
 
 RETRY_SECONDS = 10.0
@@ -19,12 +19,10 @@ RETRY_SECONDS = 10.0
 class ListingRefresh:
     """Fetches the listing for the merge; what a visitor or an earlier process fetched just now is as good.
 
-    :param document: all chutes on one page.
     :param now: Unix time, seconds.
     """
 
-    _documents: ProxiedJson
-    _document: Document
+    _published: Published
     _sources: Sources
     _clock: IReactorTime
     _now: Callable[[], float]
@@ -33,9 +31,8 @@ class ListingRefresh:
     async def refresh(self) -> None:
         """Have the newest answer read, or an old one where there is nothing better. Only cancellation gets out."""
         fresh, self._begun = self._begun, True
-        document = self._document
         try:
-            answer = await self._documents.get(document.name, document.url, with_key=document.with_key, fresh=fresh)
+            answer = await self._published.whole(fresh=fresh)
         except ProxyError as error:
             self._sources.in_trouble(CHUTES, error.error)
             return

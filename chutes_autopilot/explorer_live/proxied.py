@@ -58,6 +58,10 @@ class ProxyError(Exception):
         self.retry_after = retry_after
 
 
+class PlatformRefuses(ProxyError):
+    """The platform does not answer who asks without a key."""
+
+
 @attrs.frozen
 class ProxiedAnswer:
     """The platform's answer.
@@ -217,6 +221,9 @@ class ProxiedJson(Service):
             case 401 | 403 if with_key:
                 takes = "" if self._key is None else " to a key that the platform takes"
                 raise ProxyError(503, "the platform refuses to answer", f"The operator must set CHUTES_API_KEY{takes}.")
+            case 401 | 403:
+                message = "Ask again in a moment."
+                raise PlatformRefuses(502, f"the platform answered with status {answer.status}", message)
             case 404 if may_be_missing:
                 raise ProxyError(404, "not found", "The platform has no chute of this id.")
             case 429:

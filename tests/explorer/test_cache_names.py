@@ -11,6 +11,7 @@ from chutes_autopilot.explorer.cache_names import (
     ListingQuery,
     chute_document,
     document_of,
+    is_of_key,
     listing_document,
     read_listing_query,
     v1_document,
@@ -78,18 +79,21 @@ def test_exactly_the_documented_parameters_are_forwarded(query: ListingQuery) ->
     assert read_listing_query(Parameters(expected.items())) == query
 
 
-@given(queries)
-def test_a_name_leads_back_to_its_document(query: ListingQuery) -> None:
+@given(queries, st.booleans())
+def test_a_name_leads_back_to_its_document(query: ListingQuery, with_key: bool) -> None:
     """So a refresh can fetch what is cached; only a text too long for a file name cannot be told from its digest."""
-    document = listing_document(query, BASE)
+    document = listing_document(query, BASE, with_key=with_key)
+    assert is_safe_name(document.name)
+    assert is_of_key(document.name) is with_key
     assert document_of(document.name, BASE, MODELS) in ([document] if "~" not in document.name else [None])
 
 
 def test_chutes_and_the_catalog_have_documents_too() -> None:
-    """A chute's is asked for with the key, the catalog's never."""
-    chute = chute_document(UUID.upper(), BASE)
-    assert (chute.name, chute.url, chute.with_key) == (f"chute_{UUID}.json", f"{BASE}/chutes/{UUID}", True)
-    assert document_of(chute.name, BASE, MODELS) == chute
+    """A chute's is asked for with or without the key, which is never one document; the catalog's never with it."""
+    for with_key, name in ((False, f"chute_{UUID}.json"), (True, f"chute_{UUID}_key.json")):
+        chute = chute_document(UUID.upper(), BASE, with_key=with_key)
+        assert (chute.name, chute.url, chute.with_key) == (name, f"{BASE}/chutes/{UUID}", with_key)
+        assert document_of(chute.name, BASE, MODELS) == chute
     catalog = v1_document(MODELS)
     assert (catalog.name, catalog.url, catalog.with_key) == ("v1_models_all.json", MODELS, False)
     assert document_of(catalog.name, BASE, MODELS) == catalog

@@ -24,7 +24,7 @@ from chutes_autopilot.explorer.export import (
 from chutes_autopilot.explorer.listing import ListedChute
 from chutes_autopilot.explorer.merge import merge
 from chutes_autopilot.explorer.models import ModelRecord
-from chutes_autopilot.explorer.privacy import NotAListing, is_private_chute, public_listing
+from chutes_autopilot.explorer.privacy import NotAListing, is_private_chute, public_listing, public_page
 from chutes_autopilot.explorer.provenance import MergedModel
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
@@ -134,7 +134,8 @@ def test_the_documented_export() -> None:
 
 
 def test_private_chutes_leave_a_listing_without_a_trace() -> None:
-    """With them go their count and what only they refer to; the others stay byte for byte."""
+    """With them go their count and what only they refer to; the others stay byte for byte. So does what cannot be read,
+    for nobody can tell whether it is private."""
     body = listing_body(
         {**chute_json(1, "a"), "cord_ref_id": "r1", "price": 1.0},
         {**chute_json(2, "secret"), "public": False, "cord_ref_id": "r2"},
@@ -144,19 +145,41 @@ def test_private_chutes_leave_a_listing_without_a_trace() -> None:
         cord_refs={"r1": [{"path": "/x"}], "r2": [{"path": "/secret"}]},
         extra=1.50,
     )
-    visible, hidden = public_listing(body)
-    assert hidden == 2
+    visible = public_listing(body)
     found = json.loads(visible)
-    assert [item and item["name"] for item in found["items"]] == ["a", "old", None]
-    assert (found["total"], found["extra"], found["cord_refs"]) == (3, 1.5, {"r1": [{"path": "/x"}]})
+    assert [item["name"] for item in found["items"]] == ["a", "old"]
+    assert (found["total"], found["extra"], found["cord_refs"]) == (2, 1.5, {"r1": [{"path": "/x"}]})
     assert json.dumps({**chute_json(1, "a"), "cord_ref_id": "r1", "price": 1.0}).encode() in visible
     assert b"secret" not in visible
 
 
 def test_a_listing_without_private_chutes_is_passed_on_unchanged() -> None:
     """The very same bytes, whatever else is in them."""
-    body = b'{ "items":[ {"public" :true,"n":1.50} , 7, [null] ],"total": "many" }'
-    assert public_listing(body) == (body, 0)
+    body = b'{ "items":[ {"public" :true,"n":1.50} , {"n":1e999} ],"total": "many" }'
+    assert public_listing(body) == body
+
+
+chute_lists = st.lists(st.tuples(st.booleans(), st.sampled_from(["r1", "r2", None, 3])), max_size=6)
+
+
+@given(chute_lists, st.integers(0, 3), st.integers(1, 4), st.booleans())
+def test_a_page_of_the_public_chutes_is_the_same_whatever_else_is_listed(
+    listed: list[tuple[bool, Any]], page: int, limit: int, has_refs: bool
+) -> None:
+    """Byte for byte: its count, its places and the cords in it are those of a list without any other chute."""
+    items = [
+        {**chute_json(number, f"m{number}", public=public), "cord_ref_id": ref}
+        for number, (public, ref) in enumerate(listed)
+    ]
+    refs = {"cord_refs": {"r1": [], "r2": [1.0]} if has_refs else None}
+    pages = [
+        public_page(listing_body(*kept, more=len(kept), **refs), page, limit)
+        for kept in (items, [item for item in items if item["public"]])
+    ]
+    assert pages[0] == pages[1]
+    found = json.loads(pages[0])
+    assert found["items"] == [item for item in items if item["public"]][page * limit :][:limit]
+    assert (found["total"], found["page"], found["limit"]) == (sum(public for public, _ in listed), page, limit)
 
 
 @pytest.mark.parametrize(

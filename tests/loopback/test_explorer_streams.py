@@ -66,6 +66,7 @@ class Stage:
             truth=lambda: None,
             snapshots=unused,
             documents=unused,
+            published=unused,
             history=unused,
             pages=pages,
             in_thread=unused,

@@ -21,6 +21,7 @@ from chutes_autopilot.explorer.models import read_models
 from chutes_autopilot.explorer.records import Source
 from chutes_autopilot.explorer.report import Freshness
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
+from chutes_autopilot.explorer_live.published import Published
 from chutes_autopilot.policy.catalog import parse_catalog
 from chutes_autopilot.policy.ranking import rank
 from chutes_autopilot.policy.utilization import parse_utilization
@@ -228,11 +229,14 @@ class Service:
             DiskCache(directory, execute), self._fetch, 600.0, self.clock.seconds, execute, KEY
         )
         self.documents.startService()
+        has_key, show_private = parts.get("api_key_configured", True), parts.get("show_private", False)
+        self.published = Published(self.documents, BASE, has_key, show_private, self.clock.seconds, execute)
         self.parts = ExplorerParts(
             **{
                 "truth": lambda: self.truth,
                 "snapshots": SnapshotHolder(sample_snapshot()),
                 "documents": self.documents,
+                "published": self.published,
                 "history": self.history,
                 "pages": SampleViews(),
                 "in_thread": execute,
@@ -257,13 +261,29 @@ class Service:
             answer = (200, LISTING_BODY)
         if isinstance(answer, str):
             raise FetchError(answer, "no")  # type: ignore[arg-type]
-        return FetchedAnswer(answer[0], None, answer[1])
+        status, body = answer if headers else without_private(*answer)
+        return FetchedAnswer(status, None, body)
 
     def ask(self, method: str, target: str, *headers: str, body: bytes = b"") -> Answer:
         answer = ask(self.app, method, target, *headers, body=body)
         for secret in (KEY, TOKEN, b"hunter2"):
             assert secret not in answer.raw
         return answer
+
+
+def without_private(status: int, body: bytes) -> tuple[int, bytes]:
+    """What the platform answers to who asks without a key."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return status, body
+    if isinstance(answer, dict) and answer.get("public") is False:
+        return 404, b'{"detail":"Chute not found"}'
+    if isinstance(answer, dict) and isinstance(answer.get("items"), list):
+        public = [each for each in answer["items"] if not isinstance(each, dict) or each.get("public") is not False]
+        if len(public) < len(answer["items"]):
+            body = json.dumps({**answer, "items": public, "total": len(public)}).encode()
+    return status, body
 
 
 def mounted(parts: ExplorerParts | None, why: Callable[[], ApiError] = switched_off) -> Klein:

@@ -94,7 +94,8 @@ class RefreshRoute:
     def _documents(self) -> tuple[Document, ...]:
         parts = self._parts
         base, models_url = parts.chutes_api_base_url, parts.models_url
-        found = [listing_document(FULL_LISTING, base), v1_document(models_url)]
+        with_key = parts.show_private and parts.api_key_configured
+        found = [listing_document(FULL_LISTING, base, with_key=with_key), v1_document(models_url)]
         for entry in parts.documents.cache.entries():
             document = document_of(entry.name, base, models_url)
             if document is not None and document not in found and len(found) < MAX_DOCUMENTS:

@@ -1,14 +1,16 @@
 """The endpoints as the predecessor documents them, without its holes: no visitor's text becomes a path upstream."""
 
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 
 from chutes_autopilot.explorer.cache_names import (
     FULL_LISTING,
     Document,
     chute_document,
+    is_of_key,
     listing_document,
     read_listing_query,
     v1_document,
@@ -18,7 +20,7 @@ from chutes_autopilot.explorer.listing import read_listing
 from chutes_autopilot.explorer.merge import Merged, merge
 from chutes_autopilot.explorer.models import read_models
 from chutes_autopilot.explorer.parameters import Parameters
-from chutes_autopilot.explorer.privacy import NotAListing, is_private_chute, public_listing
+from chutes_autopilot.explorer.privacy import NotAListing, is_private_chute
 from chutes_autopilot.explorer.records import canonical_chute_id
 from chutes_autopilot.explorer_live.proxied import ProxiedAnswer, ProxyError
 from chutes_autopilot.policy.feed_json import FeedError
@@ -45,6 +47,12 @@ EXPORT_SECONDS = 10
 
 _PRIVATE: Header = (b"Cache-Control", b"private, no-cache")
 
+T = TypeVar("T")
+
+
+_Shown = tuple[bytes, Callable[[], bytes]]
+"""A body of the platform, and what makes of it what is shown."""
+
 
 class DocumentedRoutes:
     """Answers from the cache of the platform's documents."""
@@ -56,15 +64,17 @@ class DocumentedRoutes:
         self._gate = gate
         self._prepared = prepared
         self._catalog = catalog
-        self._exported: Flights[None, tuple[bytes | None, bytes | None]] = Flights()
-        self._counted: Flights[str, int | None] = Flights()
-        self._public_items: dict[str, tuple[float, int]] = {}  # by name: when the listing was fetched; public chutes
+        self._exported: Flights[bool, tuple[_Shown | None, bytes | None]] = Flights()
         self._ids_of: tuple[Merged | None, dict[str, set[str]]] = (None, {})
 
     async def models(self, request: GatewayRequest) -> None:
         """GET /api/models: a page of the listing."""
-        query = read_listing_query(Parameters.decoded(request.args))
-        await self._pass_on(request, listing_document(query, self._parts.chutes_api_base_url))
+        query, parts = read_listing_query(Parameters.decoded(request.args)), self._parts
+        if self._with_key(request):
+            await self._pass_on(request, listing_document(query, parts.chutes_api_base_url, with_key=True))
+            return
+        listing = await parts.published.listing(query, visitor=True)
+        await self._send(request, listing.name, listing.answer, listing.visible, self._caching(request))
 
     async def v1_models(self, request: GatewayRequest) -> None:
         """GET /api/models/v1/all: the catalog of language models."""
@@ -72,8 +82,14 @@ class DocumentedRoutes:
 
     async def one(self, request: GatewayRequest, chute_id: str) -> None:
         """GET /api/models/{chute_id}: one chute, by its id or by a name that is listed."""
-        found = canonical_chute_id(chute_id) or self._id_of(chute_id)
-        await self._pass_on(request, chute_document(found, self._parts.chutes_api_base_url))
+        found, parts = canonical_chute_id(chute_id) or self._id_of(chute_id), self._parts
+        document = chute_document(found, parts.chutes_api_base_url, with_key=self._with_key(request))
+        if document.with_key:
+            await self._pass_on(request, document)
+            return
+        truth = parts.truth()
+        answer = await parts.published.chute(found, is_listed=truth is not None and found in truth.merged.by_key)
+        await self._send(request, document.name, answer, partial(_public_chute, answer.body), self._caching(request))
 
     def _id_of(self, name: str) -> str:
         truth = self._parts.truth()
@@ -89,18 +105,35 @@ class DocumentedRoutes:
 
     async def _pass_on(self, request: GatewayRequest, document: Document) -> None:
         answer = await self._answer(document)
-        sees_all = not document.with_key or self._sees_all(request)
-        key = (document.name, sees_all, hash(answer.body))
-        prepared = await self._prepared.get_by(key, partial(self._visible, document, answer.body, sees_all))
-        caching = self._caching(request) if document.with_key else (REVALIDATED,)
+        caching = (REVALIDATED,) if document.kind == "v1" else self._caching(request)
+        await self._send(request, document.name, answer, lambda: answer.body, caching)
+
+    async def _send(
+        self,
+        request: GatewayRequest,
+        name: str,
+        answer: ProxiedAnswer,
+        visible: Callable[[], bytes],
+        caching: tuple[Header, ...],
+    ) -> None:
+        try:
+            prepared = await self._prepared.get((name, hash(answer.body)), lambda: Prepared.of(visible()))
+        except NotAListing:
+            raise _unexpected() from None
         send(request, prepared, (*caching, *_cache_headers(answer, self._parts.documents.duration)))
 
     async def _answer(self, document: Document) -> ProxiedAnswer:
-        is_chute = document.kind == "chute"
-        documents = self._parts.documents
-        return await documents.get(
-            document.name, document.url, with_key=document.with_key, may_be_missing=is_chute, visitor=True
+        return await self._parts.documents.get(
+            document.name,
+            document.url,
+            with_key=document.with_key,
+            may_be_missing=document.kind == "chute",
+            visitor=True,
         )
+
+    def _with_key(self, request: GatewayRequest) -> bool:
+        """Whether the platform is asked with the operator's key: for those alone who may see all that it shows."""
+        return self._parts.api_key_configured and self._sees_all(request)
 
     def _sees_all(self, request: GatewayRequest) -> bool:
         return self._parts.show_private or self._gate.admits(request)
@@ -111,71 +144,28 @@ class DocumentedRoutes:
         vary(request, b"Authorization")
         return (_PRIVATE if self._gate.admits(request) else REVALIDATED,)
 
-    async def _visible(self, document: Document, body: bytes, sees_all: bool) -> Prepared:
-        try:
-            if document.kind == "listing" and not sees_all:
-                body, _ = await self._parts.in_thread(public_listing, body)
-            elif document.kind == "chute" and not sees_all and is_private_chute(body):
-                raise not_found("The platform has no chute of this id.")
-        except NotAListing:
-            raise _unexpected() from None
-        prepared: Prepared = await self._parts.in_thread(Prepared.of, body)
-        return prepared
-
     async def status(self, request: GatewayRequest) -> None:
         """GET /api/cache/status: to others than the operator no number in it tells of private chutes."""
-        sees_all = self._sees_all(request)
-        listed = self._listed(sees_all)
-        counts = [await self._items(entry, sees_all) for entry in listed]
+        listed = self._listed(self._sees_all(request))
         status = {
             "cacheDuration": int(self._parts.documents.duration),
             "inMemoryEntries": sum(entry.in_memory for entry in listed),
             "diskFiles": sum(entry.on_disk for entry in listed),
-            "entries": list(map(self._entry, listed, counts)),
+            "entries": list(map(self._entry, listed)),
         }
         send(request, Prepared.of_json(status), (NOT_STORED,))
 
     def _listed(self, sees_all: bool) -> list[CacheEntry]:
         """What is in the cache, as far as the caller may know."""
-        return [entry for entry in self._parts.documents.cache.entries() if sees_all or self._is_public(entry)]
+        return [entry for entry in self._parts.documents.cache.entries() if sees_all or not is_of_key(entry.name)]
 
-    def _is_public(self, entry: CacheEntry) -> bool:
-        """Whether an entry says nothing of a chute that may be private."""
-        if not entry.name.startswith("chute_"):
-            return True
-        truth = self._parts.truth()
-        return truth is not None and entry.name.removeprefix("chute_").removesuffix(".json") in truth.merged.by_key
-
-    async def _items(self, entry: CacheEntry, sees_all: bool) -> int | None:
-        """How many records of an entry the caller may see; None where it would have to be read from disk."""
-        if sees_all or not entry.name.startswith("models_"):
-            return entry.items
-        counted = self._public_items.get(entry.name)
-        if counted is not None and counted[0] == entry.fetched_at:
-            return counted[1]
-        return await self._counted.result(entry.name, partial(self._count_public, entry.name))
-
-    async def _count_public(self, name: str) -> int | None:
-        document = self._parts.documents.cache.peek(name)
-        if document is None:
-            return None
-        try:
-            _, hidden = await self._parts.in_thread(public_listing, document.data)
-        except NotAListing:
-            return None
-        count: int = document.items - hidden
-        kept = {entry.name for entry in self._parts.documents.cache.entries()}
-        self._public_items = {each: known for each, known in self._public_items.items() if each in kept}
-        self._public_items[name] = document.fetched_at, count
-        return count
-
-    def _entry(self, entry: CacheEntry, items: int | None) -> dict[str, Any]:
+    def _entry(self, entry: CacheEntry) -> dict[str, Any]:
         age = self._parts.now() - entry.fetched_at
         return {
             "key": entry.name,
             "age": max(0, int(age)),
             "valid": 0 <= age < self._parts.documents.duration,
-            "itemCount": items,
+            "itemCount": entry.items,
             "size": entry.size,
             "inMemory": entry.in_memory,
             "onDisk": entry.on_disk,
@@ -212,39 +202,47 @@ class DocumentedRoutes:
             return
         given.refuse_others(("format",))
         parts = self._parts
-        listing, models = await self._exported.result(None, self._both)
-        sees_all, now, truth = self._sees_all(request), parts.now(), parts.truth()
+        with_key = self._with_key(request)
+        listing, models = await self._exported.result(with_key, partial(self._both, with_key))
+        now, truth = parts.now(), parts.truth()
         moment = int(now // EXPORT_SECONDS)
         snapshot = None if truth is None else truth.id
-        key = ("export", sees_all, moment, snapshot, hash(listing), hash(models))
+        key = ("export", with_key, moment, snapshot, hash(listing and listing[0]), hash(models))
         chutes_source, v1_source = (parts.chutes_api_base_url + "/chutes/", listing), (parts.models_url, models)
-        make = partial(_export, chutes_source, v1_source, sees_all, now, snapshot)
+        make = partial(_export, chutes_source, v1_source, now, snapshot)
         prepared = await self._prepared.get(key, make)
         complete = listing is not None and models is not None
         send(request, prepared, self._caching(request) if complete else (NOT_STORED,))
 
-    async def _both(self) -> tuple[bytes | None, bytes | None]:
-        base, models_url = self._parts.chutes_api_base_url, self._parts.models_url
-        documents = (listing_document(FULL_LISTING, base), v1_document(models_url))
-        listing, models = await gatherResults([Deferred.fromCoroutine(self._had(each)) for each in documents])
-        return listing, models
+    async def _both(self, with_key: bool) -> tuple[_Shown | None, bytes | None]:
+        listing = Deferred.fromCoroutine(_had(self._all_listed(with_key)))
+        models = await _had(self._answer(v1_document(self._parts.models_url)))
+        return await listing, None if models is None else models.body
 
-    async def _had(self, document: Document) -> bytes | None:
-        try:
-            return (await self._answer(document)).body
-        except (ProxyError, CancelledError):  # no visitor's leaving comes here: only the service's stop does
-            return None
+    async def _all_listed(self, with_key: bool) -> _Shown:
+        if not with_key:
+            listing = await self._parts.published.listing(FULL_LISTING, visitor=True)
+            return listing.answer.body, listing.visible
+        answer = await self._answer(listing_document(FULL_LISTING, self._parts.chutes_api_base_url, with_key=True))
+        return answer.body, lambda: answer.body
+
+
+async def _had(asked: Coroutine[Any, Any, T]) -> T | None:
+    try:
+        return await asked
+    except (ProxyError, CancelledError):  # no visitor's leaving comes here: only the service's stop does
+        return None
 
 
 def _export(
-    chutes: tuple[str, bytes | None], v1: tuple[str, bytes | None], sees_all: bool, now: float, snapshot: str | None
+    chutes: tuple[str, _Shown | None], v1: tuple[str, bytes | None], now: float, snapshot: str | None
 ) -> Prepared:
     listing = models = exported_chutes = exported_v1 = None
-    source, body = chutes
-    if body is not None:
+    source, shown = chutes
+    if shown is not None:
         try:
-            visible = body if sees_all else public_listing(body)[0]
-            listing = read_listing(visible, show_private=sees_all)
+            visible = shown[1]()
+            listing = read_listing(visible, show_private=True)
             exported_chutes = ExportedSource(source, True, len(listing.items), visible)
         except (NotAListing, FeedError):
             listing = None
@@ -275,6 +273,12 @@ def _cache_headers(answer: ProxiedAnswer, duration: float) -> tuple[Header, ...]
         (b"X-Cache-Age", b"%d" % answer.age),
         (b"X-Cache-Duration", b"%d" % int(duration)),
     )
+
+
+def _public_chute(body: bytes) -> bytes:
+    if is_private_chute(body):
+        raise not_found("The platform has no chute of this id.")
+    return body
 
 
 def _unexpected() -> ExplorerError:

@@ -11,6 +11,7 @@ from chutes_autopilot.explorer.records import Source
 from chutes_autopilot.explorer.report import Freshness
 from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.explorer_live.proxied import ProxiedJson
+from chutes_autopilot.explorer_live.published import Published
 from chutes_autopilot.storage.disk_cache import InThread
 from chutes_autopilot.storage.history_rows import CatalogChange, FailoverCount, Measure, Point, Resolution
 from chutes_autopilot.storage.webhook_queue import DeadLetter
@@ -117,6 +118,7 @@ class ExplorerParts:
     :param truth: the current merged state; None before the first.
     :param snapshots: where the router's own current snapshot is found.
     :param documents: the platform's answers, cached.
+    :param published: what of them is for everybody.
     :param in_thread: where long work is done.
     :param now: Unix time, seconds.
     :param api_key_configured: whether there is a CHUTES_API_KEY.
@@ -131,6 +133,7 @@ class ExplorerParts:
     truth: Callable[[], Truth | None]
     snapshots: Snapshots
     documents: ProxiedJson
+    published: Published
     history: History
     pages: Pages
     in_thread: InThread
