@@ -179,7 +179,7 @@ def build_explorer(
         admin_token=settings.admin_token,
         cors_origins=settings.explorer_cors_origins,
         show_private=show_private,
-        refresh_sources=listing.refresh if shared is None else partial(_asked_anew, shared, listing),
+        refresh_sources=partial(listing.refresh, anew=True),
         measured=measurements.measured,
         recent_failovers=measurements.failovers,
         dead_letters=webhooks,
@@ -194,12 +194,6 @@ def of_one(told: ChangeListener, sharing: "Sharing | None") -> ChangeListener:
         return told
     lock = sharing.lock("webhooks")
     return lambda changes: told(changes) if lock.held else None
-
-
-async def _asked_anew(shared: SharedAnswers, listing: ListingRefresh) -> None:
-    """The operator wants the platform to be asked, whatever other replicas have."""
-    shared.ask_anew()
-    await listing.refresh()
 
 
 def _webhooks(
@@ -281,8 +275,10 @@ def _documents(
 ) -> ProxiedJson:
     cache = DiskCache(directory, in_thread)
     budgeted = BudgetedFetch(fetch, reactor.seconds)
-    asked, asked_for_visitors = (
-        (fetch, budgeted) if shared is None else (partial(shared.fetch, fetch), partial(shared.fetch, budgeted))
+    asked, asked_for_visitors, asked_anew = (
+        (fetch, budgeted, fetch)
+        if shared is None
+        else (partial(shared.fetch, fetch), partial(shared.fetch, budgeted), partial(shared.fetch_anew, fetch))
     )
     return ProxiedJson(
         cache,
@@ -292,6 +288,7 @@ def _documents(
         in_thread,
         settings.chutes_api_key,
         asked_for_visitors,
+        asked_anew,
     )
 
 

@@ -28,11 +28,14 @@ class ListingRefresh:
     _now: Callable[[], float]
     _begun: bool = field(default=False, init=False)
 
-    async def refresh(self) -> None:
-        """Have the newest answer read, or an old one where there is nothing better. Only cancellation gets out."""
+    async def refresh(self, *, anew: bool = False) -> None:
+        """Have the newest answer read, or an old one where there is nothing better. Only cancellation gets out.
+
+        :param anew: the platform itself is to be asked, whatever other replicas have.
+        """
         fresh, self._begun = self._begun, True
         try:
-            answer = await self._published.whole(fresh=fresh)
+            answer = await self._published.whole(fresh=fresh, anew=anew)
         except ProxyError as error:
             self._sources.in_trouble(CHUTES, error.error)
             return

@@ -6,6 +6,7 @@
     else, one flight for all who ask meanwhile:
       on disk and young, not asked afresh ────▶ HIT
       fetched ────────────────────────────────▶ MISS
+        and fetched anew where somebody has joined meanwhile who wants the platform asked after that
       failed, an old answer is there ─────────▶ STALE
       failed ─────────────────────────────────▶ ProxyError
 """
@@ -83,10 +84,12 @@ class _Flight:
     """One answer on its way.
 
     :ivar fresh: somebody who waits does not want it from the cache.
+    :ivar anew: nor from another replica.
     :ivar fetch: how the platform is asked for whoever wanted it first.
     """
 
     fresh: bool
+    anew: bool
     fetch: Fetch
     waiting: list[Deferred[ProxiedAnswer]] = attrs.field(factory=list)
     work: Deferred[None] | None = None
@@ -95,8 +98,9 @@ class _Flight:
 class ProxiedJson(Service):
     """Answers from the cache, or by one call of the platform for all who ask for the same thing at once.
 
-    :param fetch: one bounded call of the platform.
+    :param fetch: one bounded call of the platform, or what another replica was answered just now.
     :param fetch_for_visitors: the same for whoever may be anybody; may refuse with a ProxyError.
+    :param fetch_anew: a call of the platform in any case.
     :param duration: seconds for which an answer counts as young.
     :param now: Unix time, seconds.
     :param api_key: CHUTES_API_KEY. Where the platform refuses it, that is reported and calls go on without it.
@@ -111,11 +115,13 @@ class ProxiedJson(Service):
         in_thread: InThread,
         api_key: bytes | None = None,
         fetch_for_visitors: Fetch | None = None,
+        fetch_anew: Fetch | None = None,
     ) -> None:
         self.cache = cache
         self.duration = duration
         self._fetch = fetch
         self._fetch_for_visitors = fetch_for_visitors or fetch
+        self._fetch_anew = fetch_anew or fetch
         self._now = now
         self._in_thread = in_thread
         self._key = None if api_key is None else api_key.decode("ascii")
@@ -150,6 +156,7 @@ class ProxiedJson(Service):
         *,
         with_key: bool = False,
         fresh: bool = False,
+        anew: bool = False,
         may_be_missing: bool = False,
         visitor: bool = False,
     ) -> ProxiedAnswer:
@@ -158,6 +165,8 @@ class ProxiedJson(Service):
         :param name: of its cache file; whoever asks for the same name must ask for the same URL in the same way.
         :param with_key: send the operator's key, as long as there is one that the platform takes.
         :param fresh: fetch it even where the cache has a young one.
+        :param anew: have the platform asked from now on, even where another replica has a young one. Who wants that
+            while it is under way gets the same answer.
         :param may_be_missing: a 404 of the platform says that there is no such thing: no old answer takes its place.
         :param visitor: anybody may have asked, and so they neither have all calls of the platform nor keep the service
             itself from its own.
@@ -165,6 +174,7 @@ class ProxiedJson(Service):
         :raises ValueError: this is not the name of a cache file.
         """
         cached = self.cache.peek(name)
+        fresh = fresh or anew
         if cached is not None and not fresh and self.is_young(cached):
             return self._answer("HIT", cached)
         flight = self._flights.get(name)
@@ -172,12 +182,13 @@ class ProxiedJson(Service):
             raise ProxyError(503, "too many requests at once", "Ask again in a moment.", retry_after=1)
         waiting: Deferred[ProxiedAnswer] = Deferred()
         if flight is None:
-            flight = _Flight(fresh, self._fetch_for_visitors if visitor else self._fetch, [waiting])
+            flight = _Flight(fresh, anew, self._fetch_for_visitors if visitor else self._fetch, [waiting])
             self._flights[name] = flight
             work = Deferred.fromCoroutine(self._fly(flight, name, url, with_key, may_be_missing))
             flight.work = work.addBoth(partial(self._landed, flight, name))
         else:
             flight.fresh = flight.fresh or fresh
+            flight.anew = flight.anew or anew
             flight.waiting.append(waiting)
         self._waiting += 1
         try:
@@ -196,17 +207,30 @@ class ProxiedJson(Service):
 
     async def _fly(self, flight: _Flight, name: str, url: str, with_key: bool, may_be_missing: bool) -> ProxiedAnswer:
         async with self._fetches:
-            old = await self.cache.get(name)
-            if old is not None and not flight.fresh and self.is_young(old):
-                return self._answer("HIT", old)
+            begun_anew = flight.anew
             try:
-                document = await self._fetched(flight.fetch, url, with_key, may_be_missing)
-            except ProxyError as error:
-                if old is None or error.status == 404:
+                answer = await self._flown(flight, name, url, with_key, may_be_missing)
+            except ProxyError:
+                if flight.anew == begun_anew:
                     raise
-                return self._answer("STALE", old)
-            await self.cache.put(name, document)
-            return self._answer("MISS", document)
+            else:
+                if flight.anew == begun_anew:
+                    return answer
+            return await self._flown(flight, name, url, with_key, may_be_missing)
+
+    async def _flown(self, flight: _Flight, name: str, url: str, with_key: bool, may_be_missing: bool) -> ProxiedAnswer:
+        fetch = self._fetch_anew if flight.anew else flight.fetch
+        old = await self.cache.get(name)
+        if old is not None and not flight.fresh and self.is_young(old):
+            return self._answer("HIT", old)
+        try:
+            document = await self._fetched(fetch, url, with_key, may_be_missing)
+        except ProxyError as error:
+            if old is None or error.status == 404:
+                raise
+            return self._answer("STALE", old)
+        await self.cache.put(name, document)
+        return self._answer("MISS", document)
 
     async def _fetched(self, fetch: Fetch, url: str, with_key: bool, may_be_missing: bool) -> CachedJson:
         try:

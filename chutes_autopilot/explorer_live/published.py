@@ -67,25 +67,28 @@ class Published:
     _in_thread: InThread
     _closed_at: float | None = field(init=False, default=None)
 
-    async def listing(self, query: ListingQuery, *, visitor: bool = False, fresh: bool = False) -> PublishedListing:
+    async def listing(
+        self, query: ListingQuery, *, visitor: bool = False, fresh: bool = False, anew: bool = False
+    ) -> PublishedListing:
         """A page of the listing; the options are those of ProxiedJson.get, as are its errors."""
+        how = {"visitor": visitor, "fresh": fresh, "anew": anew}
         if not self._is_closed():
             document = listing_document(query, self._base)
             try:
-                answer = await self._documents.get(document.name, document.url, visitor=visitor, fresh=fresh)
+                answer = await self._documents.get(document.name, document.url, **how)
                 return PublishedListing(document.name, answer, False, query)
             except PlatformRefuses:
                 self._close()
         whole = listing_document(evolve(query, page=0, limit=MAX_LIMIT), self._base, with_key=True)
-        answer = await self._documents.get(whole.name, whole.url, with_key=True, visitor=visitor, fresh=fresh)
+        answer = await self._documents.get(whole.name, whole.url, with_key=True, **how)
         return PublishedListing(query.file_name, answer, True, query)
 
-    async def whole(self, *, fresh: bool = False) -> ProxiedAnswer:
+    async def whole(self, *, fresh: bool = False, anew: bool = False) -> ProxiedAnswer:
         """All chutes at once, as they are merged: of a platform that is closed its public ones; raises ProxyError."""
         if self._show_private and self._has_key:
             document = listing_document(FULL_LISTING, self._base, with_key=True)
-            return await self._documents.get(document.name, document.url, with_key=True, fresh=fresh)
-        listing = await self.listing(FULL_LISTING, fresh=fresh)
+            return await self._documents.get(document.name, document.url, with_key=True, fresh=fresh, anew=anew)
+        listing = await self.listing(FULL_LISTING, fresh=fresh, anew=anew)
         if not listing.closed:
             return listing.answer
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define
 
 from chutes_autopilot.explorer_live.proxied import Fetch
 from chutes_autopilot.upstream.fetch import FetchedAnswer
@@ -45,21 +45,21 @@ class SharedAnswers:
     _bodies: Bodies
     _duration: float
     _now: Callable[[], float]
-    _anew: bool = field(init=False, default=False)
-
-    def ask_anew(self) -> None:
-        """The next answer is to come from the platform."""
-        self._anew = True
 
     async def fetch(self, fetch: Fetch, url: str, headers: tuple[tuple[str, str], ...]) -> FetchedAnswer:
         """The answer of another replica where it is new, else a call of the platform, which the others get to know."""
-        # what is answered to the operator's key is for those who have the same one
-        name = self._bodies.name("document", url, credential=dict(headers).get("Authorization", ""))
-        anew, self._anew = self._anew, False
-        shared = None if anew else await self._bodies.get(name, self._now() - self._duration * NEW_SHARE)
+        shared = await self._bodies.get(self._name(url, headers), self._now() - self._duration * NEW_SHARE)
         if shared is not None:
             return FetchedAnswer(200, None, shared.body)
+        return await self.fetch_anew(fetch, url, headers)
+
+    async def fetch_anew(self, fetch: Fetch, url: str, headers: tuple[tuple[str, str], ...]) -> FetchedAnswer:
+        """A call of the platform whatever the others have, which get to know the answer."""
         answer = await fetch(url, headers)
         if answer.status == 200:
-            self._bodies.share(name, answer.body, self._now(), self._duration)
+            self._bodies.share(self._name(url, headers), answer.body, self._now(), self._duration)
         return answer
+
+    def _name(self, url: str, headers: tuple[tuple[str, str], ...]) -> str:
+        # what is answered to the operator's key is for those who have the same one
+        return self._bodies.name("document", url, credential=dict(headers).get("Authorization", ""))

@@ -57,7 +57,10 @@ def test_the_first_answer_may_be_of_an_earlier_process(world: World) -> None:
     """What an earlier process had is good enough for the start; later each refresh fetches."""
     assert world.refresh(answer("HIT", 30)) == ("fresh", 970.0, 1)
     assert world.refresh(answer("MISS", 0, TWO)) == ("fresh", 1000.0, 2)
-    assert world.asked == [{"fresh": False}, {"fresh": True}]
+    assert world.asked == [{"fresh": False, "anew": False}, {"fresh": True, "anew": False}]
+    world.answers.append(answer("MISS", 0))
+    assert Deferred.fromCoroutine(world.listing.refresh(anew=True)).called
+    assert world.asked[2]["anew"]
 
 
 def test_an_old_answer_is_shown_as_old(world: World) -> None:

@@ -227,6 +227,26 @@ async def test_whoever_joins_wants_it_fresh(directory: Path, one: Fixture) -> No
     assert [(await waiting).outcome for waiting in asked] == ["MISS", "MISS"]
 
 
+@pytest.mark.parametrize("failed", [False, True], ids=["answered", "failed"])
+async def test_whoever_joins_may_want_the_platform_asked(directory: Path, failed: bool) -> None:
+    """After they asked: what is on its way may come from another replica. Several share one call, and visitors get what
+    came of it."""
+    one, platform = Fixture(directory), Platform()
+    one.proxied._fetch_anew = platform.fetch
+    visitor, operator, another = one.get(visitor=True), one.get(anew=True), one.get(anew=True)
+    assert (len(one.platform.asked), len(platform.asked)) == (1, 0)
+    if failed:
+        one.platform.fail()
+    else:
+        one.platform.answer(b"[1]")
+    platform.answer(b"[2]")
+    assert [(await each).body for each in (visitor, operator, another)] == [b"[2]"] * 3
+    again = one.get(anew=True)
+    platform.answer(b"[3]")
+    assert (await again).body == b"[3]"
+    assert (len(one.platform.asked), len(platform.asked)) == (1, 2)
+
+
 async def test_documents_from_the_future_are_not_young(one: Fixture) -> None:
     """After the clock was set back, nothing is served for longer than it should be."""
     await one.filled()

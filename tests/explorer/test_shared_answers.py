@@ -38,9 +38,10 @@ class Replica:
     status: int = 200
     asked: int = 0
 
-    def get(self, url: str = "u", headers: tuple[tuple[str, str], ...] = ()) -> bytes:
+    def get(self, url: str = "u", headers: tuple[tuple[str, str], ...] = (), *, anew: bool = False) -> bytes:
         got: list[FetchedAnswer] = []
-        Deferred.fromCoroutine(self.answers.fetch(self._fetch, url, headers)).addCallback(got.append)
+        how = self.answers.fetch_anew if anew else self.answers.fetch
+        Deferred.fromCoroutine(how(self._fetch, url, headers)).addCallback(got.append)
         return got[0].body
 
     async def _fetch(self, url: str, headers: tuple[tuple[str, str], ...]) -> FetchedAnswer:
@@ -67,12 +68,14 @@ def test_an_answer_is_taken_over_while_it_is_new() -> None:
 
 
 def test_the_operator_may_want_the_platform_itself() -> None:
-    """Once, whatever the others have; they get to know the answer."""
-    store = Store()
-    one, two = (Replica(SharedAnswers(store, 600.0, lambda: 1000.0)) for _ in range(2))
+    """Each time, whatever the others have; they get to know the answer."""
+    store, now = Store(), [1000.0]
+    one, two = (Replica(SharedAnswers(store, 600.0, lambda: now[0])) for _ in range(2))
     one.get()
-    two.answers.ask_anew()
     assert two.get() == b"u 1"
+    assert two.get(anew=True) == b"u 1"
     assert two.asked == 1
-    two.get()
-    assert two.asked == 1
+    now[0] += 1
+    assert two.get(anew=True) == b"u 2"
+    assert one.get() == b"u 2"
+    assert (one.asked, two.asked) == (1, 2)

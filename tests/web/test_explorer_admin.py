@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from explorer_service import ADMIN, BASE, MODELS_URL, TOKEN, Service, uuid
+from explorer_service import ADMIN, BASE, LISTING_BODY, MODELS_URL, TOKEN, Service, uuid
 from twisted.internet.defer import Deferred
 
+from chutes_autopilot.upstream.fetch import FetchedAnswer
 from chutes_autopilot.web.explorer.parts import ExplorerParts
 
 PATH = "/api/cache/refresh"
@@ -68,6 +69,20 @@ def test_a_refresh_fetches_what_is_cached_and_the_sources(service: Service) -> N
         "models_p0_l100_tnull_nnull_pubtrue_key.json": ("MISS", 6),
     }
     assert len(service.asked) == 5
+
+
+def test_a_refresh_has_the_platform_itself_asked_for_every_document(service: Service) -> None:
+    """None of them, and not the merged listing either, is taken from another replica."""
+
+    async def of_another_replica(url: str, headers: tuple[tuple[str, str], ...]) -> FetchedAnswer:
+        return FetchedAnswer(200, None, LISTING_BODY)
+
+    service.documents._fetch = service.documents._fetch_for_visitors = of_another_replica
+    service.get("/api/models?name=a")
+    service.get("/api/models", ADMIN)
+    assert service.asked == []
+    service.post(PATH, ADMIN)
+    assert len(service.asked) == 4
 
 
 def test_refreshes_are_coalesced_and_rate_limited(service: Service) -> None:

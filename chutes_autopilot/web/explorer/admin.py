@@ -108,7 +108,7 @@ class RefreshRoute:
                 document.name,
                 document.url,
                 with_key=document.with_key,
-                fresh=True,
+                anew=True,
                 may_be_missing=document.kind == "chute",
             )
         except ProxyError as error:
