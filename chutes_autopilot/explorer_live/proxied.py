@@ -20,6 +20,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.python.failure import Failure
 
+from chutes_autopilot.explorer.readable import NotReadable, is_readable, repaired
 from chutes_autopilot.observe import events
 from chutes_autopilot.storage.cache_files import CachedJson, NotJson, count_items
 from chutes_autopilot.storage.disk_cache import DiskCache, InThread
@@ -34,6 +35,9 @@ MAX_WAITING = 2000
 
 KEY_PAUSE = 600.0
 """Seconds for which a key that was refused is not sent again."""
+
+UNREADABLE_PAUSE = 600.0
+"""Seconds from one word in the log about records that are no JSON to the next."""
 
 THREAD_BYTES = 256 * 1024
 """A larger answer is checked in a thread."""
@@ -69,8 +73,9 @@ class ProxiedAnswer:
 
     :param outcome: HIT: from the cache; MISS: fetched just now; STALE: too old, because no newer could be had.
     :param age: whole seconds since it was fetched.
-    :param body: exactly what the platform sent, white space around it left out; private chutes are still in it.
-    :param items: how many records it holds.
+    :param body: exactly what the platform sent, white space around it left out; private chutes are still in it. In the
+        place of a record that is no JSON stands null.
+    :param items: how many records it holds, null among them.
     """
 
     outcome: Literal["MISS", "HIT", "STALE"]
@@ -126,6 +131,7 @@ class ProxiedJson(Service):
         self._in_thread = in_thread
         self._key = None if api_key is None else api_key.decode("ascii")
         self._key_refused_at: float | None = None
+        self._unreadable_at: float | None = None
         self._flights: dict[str, _Flight] = {}
         self._fetches = DeferredSemaphore(MAX_FETCHES)
         self._waiting = 0
@@ -270,12 +276,24 @@ class ProxiedJson(Service):
         return self._key_refused_at is not None and 0 <= self._now() - self._key_refused_at < KEY_PAUSE
 
     async def _checked(self, body: bytes) -> CachedJson:
-        body = body.strip(b" \t\r\n")
         try:
-            items = count_items(body) if len(body) < THREAD_BYTES else await self._in_thread(count_items, body)
-        except NotJson:
+            read = _read(body) if len(body) < THREAD_BYTES else await self._in_thread(_read, body)
+        except (NotJson, NotReadable):
             raise ProxyError(502, "the platform's answer is no JSON", "Ask again in a moment.") from None
-        return CachedJson(self._now(), body, items)
+        body, items, unreadable = read
+        now = self._now()
+        if unreadable and not (self._unreadable_at is not None and 0 <= now - self._unreadable_at < UNREADABLE_PAUSE):
+            self._unreadable_at = now
+            events.records_unreadable(unreadable, items)
+        return CachedJson(now, body, items)
 
     def _answer(self, outcome: Literal["MISS", "HIT", "STALE"], document: CachedJson) -> ProxiedAnswer:
         return ProxiedAnswer(outcome, max(0, int(self._now() - document.fetched_at)), document.data, document.items)
+
+
+def _read(body: bytes) -> tuple[bytes, int, int]:
+    """What of an answer is passed on, how many records it holds, and how many of them are only null."""
+    body, unreadable = body.strip(b" \t\r\n"), 0
+    if not is_readable(body):
+        body, unreadable = repaired(body)
+    return body, count_items(body), unreadable

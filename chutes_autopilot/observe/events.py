@@ -106,6 +106,16 @@ def cache_unusable(reason: str) -> None:
     )
 
 
+def records_unreadable(count: int, of: int) -> None:
+    """Of an answer of the platform for the explorer some records are no JSON, and are left out."""
+    _log.warn(
+        "{count} of {of} records in an answer of the platform are no JSON: the explorer leaves them out",
+        event="records_unreadable",
+        count=count,
+        of=of,
+    )
+
+
 def chutes_key_refused() -> None:
     """The platform does not take the operator's key, which would also keep public chutes from the explorer."""
     _log.warn("CHUTES_API_KEY is refused by the platform: the explorer asks without it", event="chutes_key_refused")

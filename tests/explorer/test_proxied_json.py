@@ -9,7 +9,14 @@ from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
-from chutes_autopilot.explorer_live.proxied import MAX_FETCHES, MAX_FLIGHTS, ProxiedAnswer, ProxiedJson, ProxyError
+from chutes_autopilot.explorer_live.proxied import (
+    MAX_FETCHES,
+    MAX_FLIGHTS,
+    UNREADABLE_PAUSE,
+    ProxiedAnswer,
+    ProxiedJson,
+    ProxyError,
+)
 from chutes_autopilot.storage.disk_cache import DiskCache
 from chutes_autopilot.upstream.fetch import FetchedAnswer, FetchError
 
@@ -43,6 +50,7 @@ class Platform:
 
 class Fixture:
     def __init__(self, directory: Path, key: bytes | None = None) -> None:
+        self.directory = directory
         self.platform = Platform()
         self.clock = Clock()
         self.clock.advance(1_000_000.0)
@@ -69,17 +77,26 @@ def one(directory: Path) -> Fixture:
     return Fixture(directory)
 
 
-@pytest.fixture
-def warnings() -> Iterator[list[str]]:
+def logged(name: str) -> Iterator[list[str]]:
     lines: list[str] = []
 
     def observe(event: dict[str, Any]) -> None:
-        if event.get("event") == "chutes_key_refused":
+        if event.get("event") == name:
             lines.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
     yield lines
     globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    yield from logged("chutes_key_refused")
+
+
+@pytest.fixture
+def unreadable() -> Iterator[list[str]]:
+    yield from logged("records_unreadable")
 
 
 def refused(asked: Deferred[ProxiedAnswer]) -> ProxyError:
@@ -332,6 +349,26 @@ async def test_a_large_answer_is_checked_in_a_thread(directory: Path) -> None:
     one.platform.answer(body)
     assert (await asked).items == 200_001
     assert checked == [len(body)]
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_a_record_that_is_no_json_costs_no_other(one: Fixture, unreadable: list[str], large: bool) -> None:
+    """It is null from then on, also after a restart, and the log says so, but not each time."""
+    pad = b"1," * 200_000 if large else b""
+    for _ in range(2):
+        asked = one.get(fresh=True)
+        one.platform.answer(b'{"data":[%b{"a":NaN},{"b" : 1.50}]}' % pad)
+        assert (await asked).body == b'{"data":[%bnull,{"b" : 1.50}]}' % pad
+    count = len(pad) // 2 + 2
+    assert unreadable == [
+        f"1 of {count} records in an answer of the platform are no JSON: the explorer leaves them out"
+    ]
+    assert (await Fixture(one.directory).get()).items == count
+    one.clock.advance(UNREADABLE_PAUSE)
+    asked = one.get()
+    one.platform.answer(b"[NaN,1]")
+    assert (await asked).body == b"[null,1]"
+    assert len(unreadable) == 2
 
 
 async def test_an_unforeseen_failure_is_reported_and_is_502(one: Fixture) -> None:

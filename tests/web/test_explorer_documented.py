@@ -101,6 +101,21 @@ def test_private_chutes_are_everybodys_where_the_operator_shows_them(tmp_path: P
     assert service.get("/api/export/data").json["sources"]["chutesApi"]["modelCount"] == len(CHUTES)
 
 
+def test_a_record_that_is_no_json_is_left_out_and_hides_no_other(service: Service) -> None:
+    """Of the listing, also as the operator sees it, of the catalog and of the export; the cache says how many came."""
+    service.answers[f"{BASE}/chutes/"] = (200, json.dumps({"items": [{"x": float("nan")}, *CHUTES]}).encode())
+    service.answers[MODELS_URL] = (200, MODELS_BODY.replace(b'{"id": "acme/Gamma"', rb'{"id": "\ud800"}, {"id": "z"'))
+    assert [each["name"] for each in service.get("/api/models").json["items"]] == PUBLIC
+    assert service.get("/api/models", ADMIN).json["items"] == CHUTES
+    assert [each["id"] for each in service.get("/api/models/v1/all").json["data"]] == ["acme/Alpha", "z"]
+    for headers, count in (((), len(PUBLIC)), ((ADMIN,), len(CHUTES))):
+        sources = service.get("/api/export/data", *headers).json["sources"]
+        assert (sources["chutesApi"]["modelCount"], sources["v1Api"]["modelCount"]) == (count, 2)
+    counts = {each["key"]: each["itemCount"] for each in service.get("/api/cache/status", ADMIN).json["entries"]}
+    assert counts["models_p0_l100_tnull_nnull_pubtrue_key.json"] == 1 + len(CHUTES)
+    assert counts["v1_models_all.json"] == 3
+
+
 @pytest.mark.parametrize("body", [b"[]", b'{"items":null}', b'{"chutes":[]}'])
 def test_a_listing_of_another_shape_is_not_shown(service: Service, body: bytes) -> None:
     """For nobody could tell what is private in it."""

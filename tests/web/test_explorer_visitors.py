@@ -22,12 +22,14 @@ PUBLIC: list[Any] = [
     chute(2, "acme/Beta"),
     {"name": "acme/nameless", "public": True},
     chute(3, "zeta", tagline="x" * 40),
+    chute(4, "acme/odd", price=float("nan")),
 ]
 HIDDEN: list[Any] = [
     chute(66, "acme/secret", public=False, cord_ref_id="r2"),
     chute(67, "zeta", public=False, tagline="y" * 400),
     {"name": "", "public": False},
     chute(68, "acme/Alpha", public=None),
+    chute(69, "acme/hidden", public=False, price=float("nan")),
 ]
 
 

@@ -21,6 +21,7 @@ from chutes_autopilot.explorer.merge import Merged, merge
 from chutes_autopilot.explorer.models import read_models
 from chutes_autopilot.explorer.parameters import Parameters
 from chutes_autopilot.explorer.privacy import NotAListing, is_private_chute
+from chutes_autopilot.explorer.readable import without_gaps
 from chutes_autopilot.explorer.records import canonical_chute_id
 from chutes_autopilot.explorer_live.proxied import ProxiedAnswer, ProxyError
 from chutes_autopilot.policy.feed_json import FeedError
@@ -106,7 +107,7 @@ class DocumentedRoutes:
     async def _pass_on(self, request: GatewayRequest, document: Document) -> None:
         answer = await self._answer(document)
         caching = (REVALIDATED,) if document.kind == "v1" else self._caching(request)
-        await self._send(request, document.name, answer, lambda: answer.body, caching)
+        await self._send(request, document.name, answer, partial(without_gaps, answer.body), caching)
 
     async def _send(
         self,
@@ -224,7 +225,7 @@ class DocumentedRoutes:
             listing = await self._parts.published.listing(FULL_LISTING, visitor=True)
             return listing.answer.body, listing.visible
         answer = await self._answer(listing_document(FULL_LISTING, self._parts.chutes_api_base_url, with_key=True))
-        return answer.body, lambda: answer.body
+        return answer.body, partial(without_gaps, answer.body)
 
 
 async def _had(asked: Coroutine[Any, Any, T]) -> T | None:
@@ -249,8 +250,9 @@ def _export(
     source, body = v1
     if body is not None:
         try:
-            models = read_models(body)
-            exported_v1 = ExportedSource(source, False, len(models.items), body)
+            shown_v1 = without_gaps(body)
+            models = read_models(shown_v1)
+            exported_v1 = ExportedSource(source, False, len(models.items), shown_v1)
         except FeedError:
             models = None
     merged = merge(listing, models, None) if listing and models else None
