@@ -1,7 +1,7 @@
 """The models explorer put together: settings become its cache, history, merged truth, routes and streams."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import random
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
 from chutes_autopilot.control.periodic import PeriodicRefresh
@@ -168,6 +169,8 @@ def build_explorer(
             measurements,
             decided,
             now,
+            in_thread,
+            partial(deferLater, reactor, 0),
             lambda: relays[0].rules.trusted_proxies,
             simulated=demo is not None,
         ),
@@ -309,6 +312,8 @@ def _pages(
     measurements: Measurements,
     decided: Decided,
     now: Callable[[], float],
+    in_thread: InThread,
+    pause: Callable[[], Awaitable[object]],
     trusted: Callable[[], TrustedProxies | None],
     *,
     simulated: bool,
@@ -331,6 +336,8 @@ def _pages(
         freshness=freshness,
         changes=truth.recent,
         now=now,
+        in_thread=in_thread,
+        pause=pause,
         files=StaticFiles.load(),
         measured=measurements.measured,
         failovers=measurements.failovers,

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 from klein import Klein
+from twisted.internet.defer import execute, succeed
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
@@ -171,6 +172,8 @@ class PageService:
             "freshness": lambda: FRESH,
             "changes": lambda limit: (),
             "now": self.clock.seconds,
+            "in_thread": execute,
+            "pause": lambda: succeed(None),
             "files": StaticFiles.load(),
         }
         self.pages = ExplorerPages(**{**usual, **given})
@@ -185,6 +188,10 @@ class PageService:
         )
 
     def get(self, target: str, *headers: str, host: str = "x") -> Answer:
+        return Answer(self.ask(target, *headers, host=host).value())
+
+    def ask(self, target: str, *headers: str, host: str = "x") -> StringTransport:
+        """Where the answer comes to, which may take a while."""
         clock = Clock()
         site = GatewaySite(
             self.app.resource(), clock, LIMITS, lambda *refused: None, ClientConnections(1), Deadlines(clock)
@@ -194,7 +201,7 @@ class PageService:
         channel.makeConnection(transport)
         lines = [f"GET {target} HTTP/1.1", f"Host: {host}", *headers, "Connection: close"]
         channel.dataReceived("\r\n".join(lines).encode() + b"\r\n\r\n")
-        return Answer(transport.value())
+        return transport
 
     def page(self, target: str) -> Node:
         """The page there, which must be one."""

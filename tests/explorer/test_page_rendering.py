@@ -7,7 +7,22 @@ from urllib.parse import quote
 
 import attrs
 import pytest
-from page_service import CHUTES, FRESH, LOADS, MODELS, Node, PageService, chute, load, merged, model, snapshot, uuid
+from page_service import (
+    CHUTES,
+    FRESH,
+    LOADS,
+    MODELS,
+    Answer,
+    Node,
+    PageService,
+    chute,
+    load,
+    merged,
+    model,
+    snapshot,
+    uuid,
+)
+from twisted.internet.defer import Deferred, succeed
 
 from chutes_autopilot.explorer.changes import Change, FieldChange
 from chutes_autopilot.explorer.merge import Merged
@@ -16,6 +31,7 @@ from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.policy.client_address import TrustedProxies, parse_cidrs
 from chutes_autopilot.policy.decision import AttemptView, Decision
 from chutes_autopilot.policy.reasons import reasons
+from chutes_autopilot.web.explorer.pages import MAX_WAITING, ROWS_A_TURN
 from chutes_autopilot.web.explorer.states import Freshness
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}&lt;b&gt; javascript:alert(3)"
@@ -32,6 +48,59 @@ def rows(page: Node) -> list[Node]:
 
 def cell(row: Node, column: str) -> Node:
     return row.one("td", class_=f"c-{column}")
+
+
+class Turns:
+    """Turns of the reactor, which the test lets come."""
+
+    def __init__(self) -> None:
+        self.awaited: list[Deferred[None]] = []
+
+    def pause(self) -> Deferred[None]:
+        self.awaited.append(Deferred())
+        return self.awaited[-1]
+
+    def all(self) -> int:
+        """How many there had to be until nobody waits for another one, never two at once."""
+        count = 0
+        while self.awaited:
+            (turn,) = self.awaited
+            self.awaited = []
+            turn.callback(None)
+            count += 1
+        return count
+
+
+def many(count: int) -> Merged:
+    return merged([chute(number, f"m{number}") for number in range(1, count + 1)], [], [])
+
+
+def test_a_long_list_is_drawn_in_many_turns() -> None:
+    """A few rows in each, one list after the other, and each once for all who ask for it; other pages do not wait."""
+    turns, truth = Turns(), many(4 * ROWS_A_TURN)
+    service = PageService(truth=lambda: truth, pause=turns.pause)
+    asked = [service.ask(target) for target in ("/?sort=name", "/?sort=name", f"/?limit={ROWS_A_TURN + 1}")]
+    assert service.get("/merge").status == 200
+    assert [each.value() for each in asked] == [b""] * 3
+    assert turns.all() == 3 + 1
+    pages = [Answer(each.value()) for each in asked]
+    assert pages[0].body == pages[1].body
+    assert [len(rows(page.page)) for page in pages] == [4 * ROWS_A_TURN, 4 * ROWS_A_TURN, ROWS_A_TURN + 1]
+
+
+def test_no_more_lists_wait_than_can_be_drawn_soon() -> None:
+    """Not even of visitors who have left; who asks for one of them may still wait, and others are told to come back."""
+    turns, truth = Turns(), many(2 * ROWS_A_TURN)
+    service = PageService(truth=lambda: truth, pause=turns.pause)
+    asked = [service.ask(f"/?q=m&limit={100 + number}") for number in range(MAX_WAITING)]
+    asked.append(service.ask("/?q=m&limit=100"))
+    busy = service.get("/")
+    assert (busy.status, busy.headers["retry-after"], busy.headers["cache-control"]) == (503, "2", "no-store")
+    assert busy.page.one("h1").text == "Too many pages at once"
+    turns.all()
+    assert {Answer(each.value()).status for each in asked} == {200}
+    service.pages.pause = lambda: succeed(None)
+    assert service.get("/").status == 200
 
 
 def hostile_service() -> PageService:

@@ -90,6 +90,12 @@ SWITCHED_OFF = ClosedPage(
     '<p class="dim">Requests are not affected: <code>POST /v1/chat/completions</code> and '
     '<a href="/v1/models"><code>GET /v1/models</code></a> work as ever.</p>',
 )
+BUSY = ClosedPage(
+    "Too many pages at once",
+    '<p class="dim">Other visitors have asked for many different pages. This one comes by itself in a moment.</p>'
+    '<div class="bar" aria-hidden="true"><i></i></div>',
+    reloads_after=2,
+)
 STARTING = ClosedPage(
     "The models explorer is starting",
     '<p class="dim">The service has just begun; requests do not wait for this. The page comes by itself in a '

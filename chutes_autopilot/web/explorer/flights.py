@@ -20,6 +20,9 @@ class Flights(Generic[K, T]):
     def __init__(self) -> None:
         self._waiting: dict[K, list[Deferred[T]]] = {}
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def __contains__(self, key: K) -> bool:
         return key in self._waiting
 

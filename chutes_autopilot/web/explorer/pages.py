@@ -2,10 +2,11 @@
 
 import gzip
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import attrs
+from twisted.internet.defer import DeferredLock
 
 from chutes_autopilot.control.snapshots import Snapshot
 from chutes_autopilot.explorer.changes import Change
@@ -17,14 +18,17 @@ from chutes_autopilot.explorer.reasons import sentence
 from chutes_autopilot.explorer.records import UTILIZATION
 from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.policy.client_address import TrustedProxies
+from chutes_autopilot.storage.disk_cache import InThread
 from chutes_autopilot.web.explorer import states
 from chutes_autopilot.web.explorer.address import Address
 from chutes_autopilot.web.explorer.answers import REVALIDATED, Prepared, send
 from chutes_autopilot.web.explorer.changes_tab import changes_tab
-from chutes_autopilot.web.explorer.columns import USUAL, chosen_columns
+from chutes_autopilot.web.explorer.closed_page import BUSY
+from chutes_autopilot.web.explorer.columns import USUAL, Column, chosen_columns
 from chutes_autopilot.web.explorer.compare import MOST, compare_panel
 from chutes_autopilot.web.explorer.errors import NOT_STORED
 from chutes_autopilot.web.explorer.filters import toolbar
+from chutes_autopilot.web.explorer.flights import Flights
 from chutes_autopilot.web.explorer.live import live_tab
 from chutes_autopilot.web.explorer.markup import Html, element, join
 from chutes_autopilot.web.explorer.merge_tab import merge_tab
@@ -36,7 +40,7 @@ from chutes_autopilot.web.explorer.rows import Row, row_of
 from chutes_autopilot.web.explorer.selecting import select_rows
 from chutes_autopilot.web.explorer.states import Freshness
 from chutes_autopilot.web.explorer.static_files import StaticFiles
-from chutes_autopilot.web.explorer.table import DrawnCells, Loads, Selection, models_table, pager
+from chutes_autopilot.web.explorer.table import DrawnCells, Loads, Selection, model_row, models_table, pager
 from chutes_autopilot.web.site import GatewayRequest
 from chutes_autopilot.wire.headers import Header
 
@@ -55,10 +59,24 @@ _HEADERS: tuple[Header, ...] = (
 _MOMENT = 2.0
 """Seconds for which a rendered page is sent again."""
 
+ROWS_A_TURN = 8
+"""Rows drawn in one turn of the reactor, one to three milliseconds of it: streams go on in between."""
+
+MAX_WAITING = 32
+"""Different pages that are rendered or wait for it; most take some hundredths of a second."""
+
+_Key = tuple[int, Address, str]
+_Page = tuple[bytes, int]
+"""A body and its status."""
+
 
 @attrs.define(eq=False, kw_only=True)
 class ExplorerPages:
     """Answers ``/``, ``/live``, ``/merge``, ``/changes`` and ``/static/...``.
+
+    A list of thousands of models takes a second to draw, in which the reactor would move no byte of any stream. So what
+    needs no care is done in threads, and rows are drawn some in each turn, of one page at a time. Not in a thread: that
+    would hold the interpreter for five milliseconds at every byte the reactor moves.
 
     :param truth: what the sources were merged to; None before the first one came.
     :param ranking: the router's own snapshot.
@@ -66,6 +84,8 @@ class ExplorerPages:
     :param freshness: of each source.
     :param changes: up to so many, newest first.
     :param now: the clock's seconds.
+    :param in_thread: where what takes long and touches nothing that changes is done.
+    :param pause: fires in the reactor's next turn.
     :param measured: by model: what this service itself saw.
     :param failovers: newest first.
     :param picks: up to so many of the last requests, newest first; ``totals`` of all that are remembered.
@@ -80,6 +100,8 @@ class ExplorerPages:
     freshness: Callable[[], Sequence[Freshness]]
     changes: Callable[[int], Sequence[Change]]
     now: Callable[[], float]
+    in_thread: InThread
+    pause: Callable[[], Awaitable[object]]
     files: StaticFiles
     measured: Callable[[], Mapping[str, Measured]] = dict
     failovers: Callable[[], Sequence[Failover]] = tuple
@@ -89,45 +111,57 @@ class ExplorerPages:
     streams: bool = True
     trusted: Callable[[], TrustedProxies | None] = lambda: None
     _drawn: DrawnCells = attrs.field(factory=DrawnCells, init=False)
-    _rendered: dict[tuple[int, Address, str], Prepared] = attrs.field(factory=dict, init=False)
+    _rendered: dict[_Key, Prepared] = attrs.field(factory=dict, init=False)
+    _flights: Flights[_Key, tuple[Prepared, int]] = attrs.field(factory=Flights, init=False)
+    _drawing: DeferredLock = attrs.field(factory=DeferredLock, init=False)
 
-    def models(self, request: GatewayRequest) -> None:
+    async def models(self, request: GatewayRequest) -> None:
         """The list of models, with the panel of one or of several."""
         origin = origin_of(request, self.trusted()) if b"model" in request.args else ""
-        self._answer(request, "/", partial(self._models, origin), origin)
+        await self._answer(request, "/", partial(self._models, origin), origin)
 
-    def live(self, request: GatewayRequest) -> None:
+    async def live(self, request: GatewayRequest) -> None:
         """The ranking as it moves."""
-        self._answer(request, "/live", self._live)
+        await self._answer(request, "/live", self._live)
 
-    def merge(self, request: GatewayRequest) -> None:
+    async def merge(self, request: GatewayRequest) -> None:
         """How the sources were joined."""
-        self._answer(request, "/merge", self._merge)
+        await self._answer(request, "/merge", self._merge)
 
-    def changes_page(self, request: GatewayRequest) -> None:
+    async def changes_page(self, request: GatewayRequest) -> None:
         """What happened to the models."""
-        self._answer(request, "/changes", self._changes)
+        await self._answer(request, "/changes", self._changes)
 
     def static(self, request: GatewayRequest, name: str) -> None:
         """A file of the page's own."""
         self.files.answer(request, name)
 
-    def _answer(
-        self, request: GatewayRequest, path: str, render: Callable[[Address], tuple[bytes, int]], origin: str = ""
+    async def _answer(
+        self, request: GatewayRequest, path: str, render: Callable[[Address], Awaitable[_Page]], origin: str = ""
     ) -> None:
         address = _usual(Address.of(path, request.args))
-        moment = int(self.now() // _MOMENT), address, origin
-        prepared = self._rendered.get(moment)
+        key = int(self.now() // _MOMENT), address, origin
+        prepared, status = self._rendered.get(key), 200
         if prepared is None:
-            body, status = render(address)
-            if status != 200:
-                request.answer(status, body, HTML, (NOT_STORED, *_HEADERS))
+            # who leaves does not end what was begun for them, so that alone would bound nothing
+            if len(self._flights) >= MAX_WAITING and key not in self._flights:
+                request.answer(503, BUSY.body(), HTML, (*BUSY.headers, (b"Retry-After", b"2")))
                 return
-            prepared = _prepared(body)
-            while len(self._rendered) >= _KEPT:
-                del self._rendered[next(iter(self._rendered))]
-            self._rendered[moment] = prepared
-        send(request, prepared, (REVALIDATED, *_HEADERS))
+            prepared, status = await self._flights.result(key, partial(self._made, key, render))
+        if status == 200:
+            send(request, prepared, (REVALIDATED, *_HEADERS))
+        else:
+            request.answer(status, prepared.body, HTML, (NOT_STORED, *_HEADERS))
+
+    async def _made(self, key: _Key, render: Callable[[Address], Awaitable[_Page]]) -> tuple[Prepared, int]:
+        body, status = await render(key[1])
+        if status != 200:
+            return Prepared(body, None, b"", HTML), status
+        prepared: Prepared = await self.in_thread(_prepared, body)
+        while len(self._rendered) >= _KEPT:
+            del self._rendered[next(iter(self._rendered))]
+        self._rendered[key] = prepared
+        return prepared, status
 
     def _frame(
         self,
@@ -139,57 +173,69 @@ class ExplorerPages:
         marks: str | None = None,
         status: int = 200,
         feed_age: float | None = None,
-    ) -> tuple[bytes, int]:
+    ) -> _Page:
         """:param feed_age: of the live feed, where the page shows the router's reading of it and not the merged one."""
+        return self._framed(tab, said=said, title=title, marks=marks, feed_age=feed_age)(content), status
+
+    def _framed(
+        self, tab: str, *, said: str, title: str, marks: str | None = None, feed_age: float | None = None
+    ) -> Callable[[Html], bytes]:
+        """What makes a page of a content, as things are now; may be called in a thread."""
         sources = self.freshness()
         if feed_age is not None:
             sources = [attrs.evolve(each, age=feed_age) if each.source == UTILIZATION else each for each in sources]
         warned = () if self.truth() is None else sources  # the page itself says it where there is nothing else
-        frame = Frame(self.files, self.simulated)
-        page = frame.page(tab, content, sources=sources, warned=warned, said=said, title=title, marks=marks)
-        return page, status
+        page = Frame(self.files, self.simulated).page
+        return lambda content: page(tab, content, sources=sources, warned=warned, said=said, title=title, marks=marks)
 
-    def _models(self, origin: str, address: Address) -> tuple[bytes, int]:
+    async def _models(self, origin: str, address: Address) -> _Page:
+        async with self._drawing:
+            return await self._listed(origin, address)
+
+    async def _listed(self, origin: str, address: Address) -> _Page:
         truth = self.truth()
         if truth is None:
             content = join((_HEADING, states.nothing_yet(self.freshness())))
             return self._frame("/", content, said="No list yet", title="Models")
         try:
-            selection = select_rows(truth, address)
+            selection: Selection = await self.in_thread(select_rows, truth, address)
         except BadQuery as fault:
             refused = join((_HEADING, states.refused(fault.parameter, fault.message, address)))
             return self._frame("/", refused, said="This address cannot be read", title="Models", status=400)
         panel, name = self._panel(address, truth, origin)
-        content = element(
-            "div",
-            element(
-                "section",
-                toolbar(selection, chosen_columns(address.all("cols")), address),
-                self._table(selection, address),
-                class_="list",
-            ),
-            panel,
-            class_="split open" if panel else "split",
-            id="content",
-        )
+        columns = chosen_columns(address.all("cols"))
+        above = toolbar(selection, columns, address)
+        rows = await self._rows(selection, columns, address)
         said = f"{selection.total} of {selection.everything} models"
-        return self._frame("/", join((_HEADING, content)), said=said, title=name or "Models", marks="app")
+        framed = self._framed("/", said=said, title=name or "Models", marks="app")
 
-    def _table(self, selection: Selection, address: Address) -> Html:
-        if not selection.everything:
-            return states.empty()
-        if not selection.total:
-            return states.filtered_to_nothing(address, selection.everything)
-        return element(
-            "div",
-            models_table(selection, chosen_columns(address.all("cols")), address, self.sparklines(), self._drawn),
-            pager(selection, address),
-            class_="scroll",
-            tabindex="0",
-            role="region",
-            aria_label="List of models",
-            id="results",
-        )
+        def page() -> bytes:
+            table = _table(selection, columns, rows, address)
+            return framed(
+                join(
+                    (
+                        _HEADING,
+                        element(
+                            "div",
+                            element("section", above, table, class_="list"),
+                            panel,
+                            class_="split open" if panel else "split",
+                            id="content",
+                        ),
+                    )
+                )
+            )
+
+        body: bytes = await self.in_thread(page)
+        return body, 200
+
+    async def _rows(self, selection: Selection, columns: Sequence[Column], address: Address) -> list[Html]:
+        loads, rows = self.sparklines(), []
+        for place, row in enumerate(selection.rows):
+            if place and place % ROWS_A_TURN == 0:
+                await self.pause()
+            rows.append(model_row(row, columns, address, loads, self._drawn))
+        return rows
 
     def _panel(self, address: Address, truth: Merged, origin: str) -> tuple[Html | None, str | None]:
         records = truth.by_key
@@ -212,7 +258,7 @@ class ExplorerPages:
                 return f"number {place + 1} of {len(ranking)}: {sentence(ranking, place)}"
         return None
 
-    def _live(self, address: Address) -> tuple[bytes, int]:
+    async def _live(self, address: Address) -> _Page:
         snapshot = self.ranking()
         age = snapshot.feed_age(self.now())
         content = live_tab(
@@ -229,12 +275,12 @@ class ExplorerPages:
         said = f"Snapshot {snapshot.id}: {len(snapshot.ranking)} candidates"
         return self._frame("/live", content, said=said, title="Live", marks="app", feed_age=age)
 
-    def _merge(self, address: Address) -> tuple[bytes, int]:
+    async def _merge(self, address: Address) -> _Page:
         truth = self.truth()
         content = states.nothing_yet(self.freshness()) if truth is None else merge_tab(truth)
         return self._frame("/merge", content, said="Merge report", title="Merge")
 
-    def _changes(self, address: Address) -> tuple[bytes, int]:
+    async def _changes(self, address: Address) -> _Page:
         changes = self.changes(CHANGES)
         return self._frame("/changes", changes_tab(changes), said=f"{len(changes)} changes", title="Changes")
 
@@ -242,6 +288,23 @@ class ExplorerPages:
 def _usual(address: Address) -> Address:
     """Without a choice of columns that is the usual one, as forms send it."""
     return address.with_(cols=None) if chosen_columns(address.all("cols")) == USUAL else address
+
+
+def _table(selection: Selection, columns: Sequence[Column], rows: Sequence[Html], address: Address) -> Html:
+    if not selection.everything:
+        return states.empty()
+    if not selection.total:
+        return states.filtered_to_nothing(address, selection.everything)
+    return element(
+        "div",
+        models_table(selection, columns, rows, address),
+        pager(selection, address),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label="List of models",
+        id="results",
+    )
 
 
 def _prepared(body: bytes) -> Prepared:

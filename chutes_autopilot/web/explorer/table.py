@@ -56,15 +56,13 @@ class DrawnCells:
         return drawn
 
 
-def models_table(
-    selection: Selection, columns: Sequence[Column], address: Address, loads: Loads, drawn: DrawnCells
-) -> Html:
-    """The table with its heads and rows."""
+def models_table(selection: Selection, columns: Sequence[Column], rows: Sequence[Html], address: Address) -> Html:
+    """The table with its heads, and with its rows as model_row drew them."""
     return element(
         "table",
         element("caption", f"Models, {_order(selection.sort, columns)}", class_="sr"),
         element("thead", element("tr", _heads(columns, selection.sort))),
-        element("tbody", (model_row(row, columns, address, loads, drawn) for row in selection.rows), id="rows"),
+        element("tbody", rows, id="rows"),
         class_="models picked" if address.get("cols") else "models",
     )
 
