@@ -123,16 +123,17 @@ def _place_of_first(why: Reasons) -> int | None:
 
 
 def _passed_over(why: Reasons) -> str:
-    """What was left out that would have come before; of another order than the ranking's, all that was left out."""
+    """What was left out or put behind that would have come first; of another order than the ranking's, all of it."""
     place = _place_of_first(why) if why.mode == "alias" and not (why.sorted_by or why.spread) else None
     if why.mode == "direct":
         return ""
+    all_cool = next((each.verdict for each in why.candidates if each.model in why.planned[:1]), None) == "cooling"
     left_out = Counter(
         "cooling down" if each.verdict == "cooling" else f"no {each.reason}" if each.verdict == "incapable" else
         f"not {each.reason}"
         for each in why.candidates
         if each.verdict in _LEFT_OUT
-        and each.model not in why.planned
+        and (each.model not in why.planned or (each.verdict == "cooling" and not all_cool))
         and (place is None or (each.place is not None and each.place < place))
     )  # fmt: skip
     if not left_out:

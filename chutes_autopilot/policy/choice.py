@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NoReturn, Protocol
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.aliases import ANY, Order, Wanted
@@ -51,8 +51,8 @@ class Choice:
 
     :param unwanted: base names of ranked models left out, by part of the alias (policy.aliases).
     :param incapable: base names of models left out, by requirement (policy.capability.REQUIREMENTS).
-    :param cooling: base names of candidates in their cooldown; all of them are tried where there are no others.
-    :param skipped: entries of the client's own list that are left out, by reason; empty for the alias.
+    :param cooling: base names of candidates in their cooldown; they are tried behind all others.
+    :param skipped: entries of the client's own list that are left out or put behind, by reason; empty for the alias.
     :param considered: base names of all that could be tried, further ones than the attempts allowed; empty for a direct
         model.
     :param order: the own measurement by which it is sorted, wholly or in part; empty for none.
@@ -121,12 +121,8 @@ class Chooser:
         sticky = None if order else client.sticky
         if client.gave_way and not (entries and entries[0].base in available.cooling and not available.forced):
             sticky = None
-        preferred = make_plan(mode, entries, None, limit=self.limit)
-        plan = preferred
-        if available.cooling or sticky is not None:
-            plan = make_plan(mode, _in_order(entries, available.candidates), sticky, limit=self.limit)
-            plan = evolve(plan, preferred=preferred.preferred, bases={**preferred.bases, **plan.bases})
         cooling = dict.fromkeys(available.cooling if not available.forced else (), "cooling")
+        plan = make_plan(mode, entries, sticky, limit=self.limit, cooling=cooling)
         sorted_by = _sorted_by(asked)
         return Choice(
             plan,

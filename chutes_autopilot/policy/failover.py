@@ -172,12 +172,16 @@ Command = Try | AwaitBody | Commit | PassBack | Refuse
 
 @attrs.frozen
 class Failover:
-    """One request between its plan and its commit boundary: what is tried next and under which deadlines."""
+    """One request between its plan and its commit boundary: what is tried next and under which deadlines.
+
+    :param last_resort: candidates that are known to fail, behind all others.
+    """
 
     candidates: tuple[str, ...]
     stream: bool
     timeouts: Timeouts
     attempts: int = 0
+    last_resort: frozenset[str] = frozenset()
 
     @property
     def current(self) -> str:
@@ -189,10 +193,18 @@ class Failover:
         """Whether the attempt under way is the last one allowed."""
         return self.attempts >= len(self.candidates)
 
+    @property
+    def hurried(self) -> bool:
+        """Whether the attempt under way should soon give way, for the next candidate promises no less."""
+        if self.attempts >= len(self.candidates):
+            return False
+        last = self.last_resort
+        return not last or self.candidates[self.attempts] not in last or self.current in last
+
 
 def begin(plan: Plan, *, stream: bool, timeouts: Timeouts, max_attempts: int) -> tuple[Failover, Try]:
     """The first attempt of a plan; at most ``max_attempts`` of its candidates are ever tried."""
-    return advance(Failover(plan.candidates[:max_attempts], stream, timeouts))
+    return advance(Failover(plan.candidates[:max_attempts], stream, timeouts, last_resort=plan.last_resort))
 
 
 def step(state: Failover, event: Event) -> tuple[Failover, Command, str | None]:
@@ -233,17 +245,17 @@ def failure_reason(event: ConnectFailed | Ended | Lost | DeadlinePassed) -> str:
 
 def advance(state: Failover) -> tuple[Failover, Try]:
     """Go on to the next candidate, which there must be."""
-    state = Failover(state.candidates, state.stream, state.timeouts, state.attempts + 1)
+    state = Failover(state.candidates, state.stream, state.timeouts, state.attempts + 1, state.last_resort)
     return state, Try(state.current, _header_timeout(state))
 
 
 def _header_timeout(state: Failover) -> float:
     """How long the current attempt may take to send its head.
 
-    The short deadline makes failover possible, so it only holds while another candidate is left. Chutes sends
-    the head of a stream with the first token and that of a plain answer with the whole answer: a short deadline
-    there would cut and repeat work that was going well.
+    The short deadline makes failover possible, so it only holds while another candidate is left that is worth it.
+    Chutes sends the head of a stream with the first token and that of a plain answer with the whole answer: a short
+    deadline there would cut and repeat work that was going well.
     """
     if not state.stream:
         return state.timeouts.nonstream_header
-    return state.timeouts.first_byte if state.exhausted else state.timeouts.header
+    return state.timeouts.header if state.hurried else state.timeouts.first_byte

@@ -89,9 +89,9 @@ class ModelHealth:
 
 @attrs.frozen
 class Available:
-    """The candidates that may be tried, and those that are left out because they cool down, both in order.
+    """The candidates that are tried first, and those that are put behind because they cool down, both in order.
 
-    :param forced: all of them cool down, so all may be tried.
+    :param forced: all of them cool down, so all are tried in their own order.
     """
 
     candidates: tuple[str, ...]
@@ -234,7 +234,7 @@ class FleetHealth:
         return frozenset(name for name in self.cooling_down if self.is_cooling(name, now))
 
     def filter(self, candidates: Sequence[str], now: float) -> Available:
-        """Leave out the models that cool down, unless none would be left."""
+        """Tell the models that cool down from the others, if there are any."""
         if not self.cooling_down:
             return Available(tuple(candidates), ())
         cooling = tuple(name for name in candidates if self.is_cooling(name, now))

@@ -1,6 +1,6 @@
 """Which models one request tries, and in what order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,15 +19,17 @@ class Plan:
     """The order of attempts of one request; every entry is the full string to be sent upstream, none comes twice.
 
     :param mode: what the client's ``model`` was; ``direct`` is never sticky.
-    :param candidates: what is tried, the sticky model first.
-    :param preferred: the order without stickiness.
+    :param candidates: what is tried, the sticky model first, the last resort last.
+    :param preferred: the order without stickiness and cooldowns.
     :param bases: entry -> name without the platform's suffixes, for those entries that have some.
+    :param last_resort: the candidates that are tried only because all others failed.
     """
 
     mode: Mode
     candidates: tuple[str, ...]
     preferred: tuple[str, ...]
     bases: Mapping[str, str] = field(default=_NO_BASES, hash=False)
+    last_resort: frozenset[str] = frozenset()
 
     def base(self, model: str) -> str:
         """The name by which one of the entries is remembered and counted (see model_field.base_of)."""
@@ -54,21 +56,27 @@ def expanded(asked: ModelField, ranked: Callable[[Alias], Sequence[str]]) -> tup
     return tuple(entries.values())
 
 
-def make_plan(mode: Mode, entries: Sequence[Direct], sticky: str | None, *, limit: int) -> Plan:
+def make_plan(
+    mode: Mode, entries: Sequence[Direct], sticky: str | None, *, limit: int, cooling: Collection[str] = ()
+) -> Plan:
     """Turn what may be tried into an order of attempts.
 
     :param entries: in the preferred order, each model once.
     :param sticky: base name to be tried first, wherever it stands; ignored where it is no candidate, and for direct.
     :param limit: attempts a request may make, at least 1; what lies behind can never be tried and is left out.
+    :param cooling: base names to be tried behind all others, the sticky one among them too.
     :raises ApiError: no_candidates, when nothing can be tried.
     """
     if not entries:
         raise no_candidates("No model is available at the moment")
-    preferred = candidates = entries[:limit]
-    first = None if mode == "direct" else next((entry for entry in entries if entry.base == sticky), None)
+    preferred, last = entries[:limit], [entry for entry in entries if entry.base in cooling]
+    order = [entry for entry in entries if entry.base not in cooling] if last else entries
+    first = None if mode == "direct" else next((entry for entry in order if entry.base == sticky), None)
     if first is not None:
-        candidates = (first, *(entry for entry in preferred if entry is not first))[:limit]
-    return Plan(mode, _models(candidates), _models(preferred), _bases([*candidates, *preferred]))
+        order = (first, *(entry for entry in order if entry is not first))
+    candidates = (*order, *last)[:limit]
+    last_resort = frozenset(_models([entry for entry in candidates if entry.base in cooling]))
+    return Plan(mode, _models(candidates), _models(preferred), _bases([*candidates, *preferred]), last_resort)
 
 
 def no_candidates(why: str) -> ApiError:

@@ -19,8 +19,8 @@ MAX_NAME = 256
 
 Verdict = Literal["planned", "spare", "incapable", "unwanted", "cooling"]
 """``planned``: in the order of attempts. ``spare``: as good, but behind the last attempt allowed. ``incapable``,
-``unwanted``: left out, the reason says which requirement or which part of the alias. ``cooling``: left out, or put up
-with for want of others, after failures."""
+``unwanted``: left out, the reason says which requirement or which part of the alias. ``cooling``: after failures put
+behind all others, where it is one of the planned, or put up with for want of others."""
 
 StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "cooling", "gone"]
 """What a remembered choice did. ``first``: it is tried first. ``gave_way``: the preferred order is tried again.

@@ -224,7 +224,7 @@ def _step(state: Resilient, event: Happening) -> Step:
     inner, command, reason = failover.step(inner, event)
     if isinstance(command, Try):
         return _moved(state, inner), command, reason
-    if isinstance(command, AwaitBody) and rules.first_event and inner.stream and not inner.exhausted:
+    if isinstance(command, AwaitBody) and rules.first_event and inner.stream and inner.hurried:
         command = AwaitBody(rules.first_event_timeout)
     return state, command, reason
 
@@ -304,11 +304,11 @@ def _larger(state: Resilient, tokens: int, final: Command) -> Step:
 
 
 def hedge(state: Resilient) -> tuple[Resilient, Try] | None:
-    """Start the next candidate beside the attempt under way; None where there is none, or there are two already.
+    """Start the next candidate beside the attempt under way; None where none is worth it, or there are two already.
 
     Neither of the two is tried again: the one that is left goes on to the next.
     """
-    if state.racing is not None or state.failover.exhausted:
+    if state.racing is not None or not state.failover.hurried:
         return None
     inner, command = advance(state.failover)
     spent = state.rules.same_model_retries

@@ -65,12 +65,10 @@ class Continuations:
         return self.max_attempts - len(self.record.attempts) - len(self.record.continuations)
 
     def candidates(self) -> tuple[str, ...]:
-        """What has not answered or failed, without models that cool down while there are others."""
+        """What has not answered or failed, models that cool down last."""
         out = {attempt.model for attempt in self.record.attempts if attempt.failure != HEDGE_LOST} | {*self.left_out}
-        left = tuple(model for model in self.plan.candidates if model not in out)
-        now = self.now()
-        well = tuple(model for model in left if not self.health.is_cooling(self.plan.base(model), now))
-        return well or left
+        left, now = (model for model in self.plan.candidates if model not in out), self.now()
+        return tuple(sorted(left, key=lambda model: self.health.is_cooling(self.plan.base(model), now)))
 
     def broke(self, fault: str) -> None:
         """The stream that was committed to is the one to be continued."""

@@ -54,6 +54,11 @@ def decided(reasons: Reasons | None, **changed: Any) -> Decision:
         ),
         (decided(why(mode="list", unwanted={"c": "tee"})), "The first of the list that was sent "
                                                            "(passed over: 1 not tee) answered."),
+        (
+            decided(why(mode="list", planned=["b", "a"], cooling=["a"])),
+            "The first of the list that was sent (passed over: 1 cooling down) answered.",
+        ),
+        (decided(why(planned=["a", "b"], cooling=["a", "b"])), "Number 1 of the ranking answered."),
         (decided(why(mode="direct", planned=["x"], cooling=["x"])), "The model that was named answered."),
         (decided(why(sticky="a")), "Its client's last choice answered."),
         (decided(why(sticky="z"), status=404), "Number 1 of the ranking answered 404."),

@@ -152,17 +152,18 @@ def test_an_operator_may_require_confidential_models() -> None:
 @pytest.mark.parametrize(
     ("model", "failed", "candidates", "skipped"),
     [
-        (ALIAS, "text", "short long", {}),
+        (ALIAS, "text", "short long text", {}),
         (ALIAS, "text short long", "text short long", {}),
-        ("short,text", "short", "text", {"short": "cooling"}),
+        ("short,text", "short", "text short", {"short": "cooling"}),
+        (f"short,{ALIAS}", "short text", "long short text", {"short": "cooling"}),
         ("short,text", "short text", "short text", {}),
         ("text", "text", "text", {}),
     ],
 )
-def test_a_cooling_model_is_left_alone_while_there_is_another(
+def test_a_cooling_model_comes_behind_all_others(
     model: str, failed: str, candidates: str, skipped: dict[str, str]
 ) -> None:
-    """It keeps its place in the preferred order; an item of a list is named."""
+    """It is the last resort, and keeps its place in the preferred order; an item of a list is named."""
     choice = chosen(model, failed=failed)
     assert (choice.plan.candidates, dict(choice.skipped)) == (tuple(candidates.split()), skipped)
     assert choice.plan.preferred == chosen(model).plan.preferred
@@ -174,17 +175,20 @@ def test_a_cooling_model_is_left_alone_while_there_is_another(
     failed=st.lists(st.sampled_from(list(OFFERS.by_model)), unique=True),
 )
 def test_a_list_keeps_its_order_but_for_what_is_named(models: list[str], need: Need, failed: list[str]) -> None:
-    """Whatever is asked for and whoever cools down."""
+    """Whatever is asked for and whoever cools down; what does comes last, in the same order, and none is lost."""
     choice = chosen(",".join(models), need, failed=" ".join(failed))
-    assert choice.plan.candidates == tuple(model for model in models if model not in choice.skipped)
-    assert choice.plan.candidates
+    first = [model for model in models if model not in choice.skipped]
+    last = [model for model in models if choice.skipped.get(model) == "cooling"]
+    assert choice.plan.candidates == (*first, *last)
+    assert choice.plan.last_resort == frozenset(last)
+    assert first
 
 
 def test_a_remembered_choice_is_kept_while_the_preferred_model_cools_down() -> None:
     """Failing back to it would only lead to a third model."""
     assert chosen(ALIAS, sticky="long", gave_way=True).plan.candidates[0] == "text"
-    assert chosen(ALIAS, sticky="long", gave_way=True, failed="text").plan.candidates == ("long", "short")
-    assert chosen(ALIAS, sticky="text", failed="text").plan.candidates == ("short", "long")
+    assert chosen(ALIAS, sticky="long", gave_way=True, failed="text").plan.candidates == ("long", "short", "text")
+    assert chosen(ALIAS, sticky="text", failed="text").plan.candidates == ("short", "long", "text")
 
 
 @pytest.mark.parametrize(
@@ -235,5 +239,5 @@ def test_a_client_may_have_an_order_of_its_own() -> None:
 
     orders = {order(bytes([key]) * 32) for key in range(20)}
     assert len(orders) > 5
-    assert {frozenset(each) for each in orders} == {frozenset(names) - {"m3-TEE"}}
+    assert {(frozenset(each), each[-1]) for each in orders} == {(frozenset(names), "m3-TEE")}
     assert order(b"k" * 32) == order(b"k" * 32)

@@ -25,8 +25,9 @@ from chutes_autopilot.policy.plan import Plan
 TIMEOUTS = Timeouts(header=10, first_byte=120, nonstream_header=600)
 
 
-def start(*models: str, stream: bool = True, max_attempts: int = 8) -> tuple[Failover, Try]:
-    return begin(Plan("list", models, models), stream=stream, timeouts=TIMEOUTS, max_attempts=max_attempts)
+def start(*models: str, stream: bool = True, max_attempts: int = 8, last: str = "") -> tuple[Failover, Try]:
+    plan = Plan("list", models, models, last_resort=frozenset(last))
+    return begin(plan, stream=stream, timeouts=TIMEOUTS, max_attempts=max_attempts)
 
 
 TRIGGERS = [
@@ -84,6 +85,18 @@ def test_the_short_header_deadline_holds_only_while_failover_is_possible() -> No
     _, second, _ = step(state, ConnectFailed())
     assert first == Try("a", TIMEOUTS.header)
     assert second == Try("b", TIMEOUTS.first_byte)
+
+
+def test_a_last_resort_hurries_nobody() -> None:
+    """It is tried after a failure, but what goes well is not cut short for a model that is known to fail."""
+    state, command = start("a", "b", "c", "d", last="cd")
+    tried = [command]
+    for _ in range(3):
+        state, command, _ = step(state, ConnectFailed())
+        tried.append(command)
+    long, short = TIMEOUTS.first_byte, TIMEOUTS.header
+    assert tried == [Try("a", short), Try("b", long), Try("c", short), Try("d", long)]
+    assert isinstance(step(state, ConnectFailed())[1], Refuse)
 
 
 def test_a_plain_answer_always_has_the_long_header_deadline() -> None:

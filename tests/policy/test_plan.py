@@ -69,6 +69,27 @@ def test_named_models_need_no_ranking() -> None:
     assert plan_of(Direct("a", "a"), (), None).candidates == ("a",)
 
 
+@pytest.mark.parametrize(
+    ("cooling", "sticky", "limit", "candidates", "last"),
+    [
+        ("b", None, 8, "a c d b", "b"),
+        ("bd", "d", 8, "a c b d", "b d"),
+        ("ab", "d", 8, "d c a b", "a b"),
+        ("ab", "c", 3, "c d a", "a"),
+        ("ab", None, 2, "c d", ""),
+    ],
+)
+def test_what_cools_down_is_the_last_resort(
+    cooling: str, sticky: str | None, limit: int, candidates: str, last: str
+) -> None:
+    """Behind all others, also where it is the client's own; the attempts allowed hold, the preferred order stands."""
+    entries = [Direct(f"{name}:L", name) for name in "abcd"]
+    plan = make_plan("list", entries, sticky, limit=limit, cooling=cooling)
+    assert [plan.base(model) for model in plan.candidates] == candidates.split()
+    assert plan.last_resort == {f"{name}:L" for name in last.split()}
+    assert plan.preferred == make_plan("list", entries, None, limit=limit).candidates
+
+
 NAMES = st.sampled_from("abcdef")
 ITEMS = st.one_of(NAMES, st.builds("{}:L".format, NAMES), st.sampled_from(["*", "*:T"]))
 ASKED = st.one_of(

@@ -62,9 +62,11 @@ ALL = Resilience(
 CONTEXTS = {"a": 40_000, "small": 40_000, "smaller": 8_000, "large": 128_000, "larger": 256_000}
 
 
-def start(*models: str, rules: Resilience = ALL, stream: bool = True, max_attempts: int = 8) -> tuple[Resilient, Try]:
+def start(
+    *models: str, rules: Resilience = ALL, stream: bool = True, max_attempts: int = 8, last: str = ""
+) -> tuple[Resilient, Try]:
     return begin(
-        Plan("list", models, models),
+        Plan("list", models, models, last_resort=frozenset(last)),
         stream=stream,
         timeouts=TIMEOUTS,
         max_attempts=max_attempts,
@@ -268,6 +270,14 @@ def test_the_first_event_has_a_deadline_of_its_own_while_another_candidate_is_le
     assert play(state, Head(200))[1] == [AwaitBody(7)]
     assert play(state, DeadlinePassed("header"), Head(200))[1] == ["b", AwaitBody(120)]
     assert play(start("a", "b", stream=False)[0], Head(200))[1] == [AwaitBody(120)]
+
+
+def test_a_last_resort_is_neither_hurried_to_nor_hedged_with() -> None:
+    """A first event may take its time, and nobody is asked beside; a failure goes on to it all the same."""
+    state, _ = start("a", "b", last="b")
+    assert play(state, Head(200))[1] == [AwaitBody(TIMEOUTS.first_byte)]
+    assert hedge(state) is None
+    assert play(state, Head(503))[1] == ["b"]
 
 
 def test_the_first_event_commits() -> None:

@@ -316,12 +316,14 @@ def test_nobody_is_asked_when_the_gateway_stops() -> None:
 
 
 def test_models_that_cool_down_are_asked_last() -> None:
-    """Only where no other is left."""
+    """Once all others have failed."""
     case = Case()
     for _ in range(3):
         case.health.failed("b", 0.0)
     case.pipe.failed(Lost())
     assert case.models == [("c", True)]
+    case.attempts[-1].observer.failed(ConnectFailed())
+    assert case.models == [("c", True), ("b", True)]
 
 
 @pytest.mark.parametrize(

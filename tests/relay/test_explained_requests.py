@@ -112,6 +112,47 @@ def test_where_no_model_is_left_each_is_named_with_what_it_lacks() -> None:
     assert b"incapable=a/A:context,b/B:context,c/C:context" in explained
 
 
+@pytest.mark.parametrize(
+    ("max_attempts", "tried", "status"), [(8, ["b/B", "a/A"], 200), (1, ["b/B"], 503)], ids=["last", "budget"]
+)
+def test_a_cooling_item_of_a_list_is_tried_when_all_others_have_failed(
+    max_attempts: int, tried: list[str], status: int
+) -> None:
+    """Within the attempts allowed; the record says so, and the header that the order is not the client's."""
+    bench = Bench(None, max_attempts=max_attempts)
+    bench.fails("a/A")
+    bench.ask("a/A,b/B", stream=False)
+    assert bench.models == ["b/B"]
+    bench.last.answers(503, b"busy")
+    if len(tried) > 1:
+        bench.last.answers(200, b"{}")
+    assert (bench.models, bench.records[-1].status) == (tried, status)
+    assert b"x-chutes-autopilot-skipped: a/A=cooling\r\n" in bench.downstream.own
+    (kept,) = bench.relay.decisions.newest(1)
+    decision = kept.decision()
+    assert (decision.missing(), decision.reasons and decision.reasons.planned) == ((), tuple(tried))
+    assert {c.model: c.verdict for c in (decision.reasons.candidates if decision.reasons else ())} == {
+        "a/A": "cooling",
+        "b/B": "planned",
+    }
+    assert [(a.model, a.failure, a.followed) for a in decision.attempts] == [
+        ("b/B", "upstream_503", "next" if len(tried) > 1 else "committed"),
+        ("a/A", None, "committed"),
+    ][: len(tried)]
+    assert bench.relay.health.is_cooling("a/A", bench.clock.seconds()) is (len(tried) == 1)
+
+
+def test_a_last_resort_is_bound_to_the_requests_deadline() -> None:
+    """What it may take, it has together with the others."""
+    bench = Bench(None)
+    bench.fails("a/A")
+    bench.ask("a/A,b/B", stream=False)
+    bench.clock.advance(400)
+    bench.last.answers(503)
+    bench.clock.advance(201)
+    assert (bench.models, bench.error and bench.error.code) == (["b/B", "a/A"], "deadline_exceeded")
+
+
 def test_a_request_that_cannot_be_sent_does_not_find_out_whether_a_ban_is_over() -> None:
     """The next one does."""
     bench = Bench()

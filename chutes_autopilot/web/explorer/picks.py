@@ -123,7 +123,7 @@ def _verdict(candidate: CandidateView, why: Reasons) -> str:
         case "planned":
             return f"try {why.planned.index(candidate.model) + 1}" if candidate.model in why.planned else "tried"
         case "cooling" if candidate.model in why.planned:
-            return "cools down, tried all the same"
+            return f"cools down, try {why.planned.index(candidate.model) + 1}"
         case "cooling":
             return "cools down"
         case "incapable":
