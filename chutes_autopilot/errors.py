@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 STATUS_BY_CODE: Mapping[str, int] = MappingProxyType(
     {
@@ -86,6 +87,9 @@ class ApiError(Exception):
     :param error_type: overrides the type that code and status give.
     """
 
+    beside: Mapping[str, Any] = MappingProxyType({})
+    """What the body says beside the error, as JSON values."""
+
     def __init__(
         self,
         code: str,
@@ -108,7 +112,7 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """The JSON body; all four keys are always there (OpenAI API reference, error object)."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}).encode()
+        return json.dumps({"error": error, **self.beside}).encode()
 
 
 def _type(code: str) -> str:

@@ -172,9 +172,18 @@ class ChatRelay:
             raise unexpected from None
 
     def explain(self, call: ChatCall) -> dict[str, Any]:
-        """What would be tried for a request now, and why; nobody is called. Raises ApiError as `open` does."""
-        body, now = read_chat_body(call.body), self.clock.seconds()
-        route = self._route(call, body, RequestRecord(call.request_id, now))[2]
+        """What would be tried for a request now, and why; nobody is called.
+
+        :raises ApiError: as `open` does; where no model is left, its body has the reasons too.
+        """
+        body, record = read_chat_body(call.body), RequestRecord(call.request_id, self.clock.seconds())
+        try:
+            route = self._route(call, body, record)[2]
+        except ApiError as error:
+            against = self._reasons_against(error, call, record)
+            if against is not None:
+                error.beside = {**against.as_json(), "candidates_sent": []}
+            raise
         assert route.why is not None  # noqa: S101 - every route made here has reasons
         return {**route.why().as_json(), "candidates_sent": list(route.plan.candidates)}
 

@@ -1,8 +1,10 @@
 """The record of a finished request explains it, however it ended."""
 
+import json
+
 import attrs
 import pytest
-from resilient_bench import CLIENT, Bench
+from resilient_bench import ALIAS, CLIENT, Bench
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
@@ -10,6 +12,7 @@ from chutes_autopilot.policy.failover import Timeouts, begin
 from chutes_autopilot.policy.model_field import Direct
 from chutes_autopilot.policy.plan import make_plan
 from chutes_autopilot.policy.reasons import Reasons, reasons
+from chutes_autopilot.relay.call import ChatCall
 from chutes_autopilot.relay.exchange import Route
 from chutes_autopilot.relay.explain import Explained
 from chutes_autopilot.wire.headers import EXPLAIN
@@ -110,6 +113,30 @@ def test_where_no_model_is_left_each_is_named_with_what_it_lacks() -> None:
     ]
     explained = dict(refusal.value.headers)[EXPLAIN]
     assert b"incapable=a/A:context,b/B:context,c/C:context" in explained
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict", "reason"), [("a/A,b/B", "incapable", "context"), (f"{ALIAS}:tee", "unwanted", "tee")]
+)
+def test_a_plan_for_what_nobody_can_serve_says_what_each_model_lacks(asked: str, verdict: str, reason: str) -> None:
+    """Beside the error that the request itself would get, as its record would say it."""
+    bench = Bench()
+    body = json.dumps({"model": asked, "messages": [{"role": "user", "content": "x" * 2_000_000}]}).encode()
+    call = ChatCall(b"POST", b"/v1/chat/completions", b"", body, "r", CLIENT)
+    refusals = []
+    for method in (bench.relay.explain, lambda call: bench.relay.open(call, bench.downstream, bench._ended)):
+        with pytest.raises(ApiError) as refusal:
+            method(call)
+        refusals.append(json.loads(refusal.value.body()))
+    planned, refused = refusals
+    (kept,) = bench.relay.decisions.newest(1)
+    told = kept.decision().as_json()
+    assert planned["error"] == refused.pop("error")
+    assert (planned["error"]["code"], refused) == ("no_capable_candidate", {})
+    assert (planned["candidates_sent"], planned["order"]) == ([], [])
+    for name in ("asked", "mode", "needs", "candidates", "order"):
+        assert planned[name] == told[name]
+    assert {(c["verdict"], c["reason"]) for c in planned["candidates"]} == {(verdict, reason)}
 
 
 @pytest.mark.parametrize(
