@@ -224,9 +224,16 @@ def _step(state: Resilient, event: Happening) -> Step:
     inner, command, reason = failover.step(inner, event)
     if isinstance(command, Try):
         return _moved(state, inner), command, reason
-    if isinstance(command, AwaitBody) and rules.first_event and inner.stream and inner.hurried:
-        command = AwaitBody(rules.first_event_timeout)
+    if isinstance(command, AwaitBody):
+        command = first_event(state)
     return state, command, reason
+
+
+def first_event(state: Resilient) -> AwaitBody:
+    """How long the first event of an answer may take whose head is here."""
+    inner, rules = state.failover, state.rules
+    hurried = rules.first_event and inner.stream and inner.hurried
+    return AwaitBody(rules.first_event_timeout if hurried else inner.timeouts.first_byte)
 
 
 def _judged(state: Resilient, event: ErrorAnswer) -> Step:
@@ -328,7 +335,7 @@ def race(state: Resilient, which: Literal["earlier", "later"], event: Happening)
         case Head(status) if 200 <= status < 300:
             if status == 204:
                 return attrs.evolve(state, racing=None, survivor=own), PassBack()
-            return state, AwaitBody(state.failover.timeouts.first_byte)
+            return state, first_event(state)
     if _passed_on_at_once(state, event):  # the other one may answer yet, but nobody else is asked
         inner = state.failover
         state = attrs.evolve(state, failover=attrs.evolve(inner, candidates=inner.candidates[: inner.attempts]))

@@ -37,6 +37,7 @@ from chutes_autopilot.policy.resilience import (
     ErrorAnswer,
     Resilient,
     Wait,
+    first_event,
     hedge,
     race,
     reason_of,
@@ -326,6 +327,8 @@ class ResilientExchange(Exchange, kw_only=True):
                     self._relay.rate_limited(self, limit, record)
                 self._count(event, record)
                 self._one_left("later" if own else "earlier", reason_of(event))
+                if self._judge is not None and not self.resilient.failover.hurried:
+                    self._judge.expect(first_event(self.resilient).timeout)  # it is the last one now
             else:
                 self._one_left("earlier" if own else "later", HEDGE_LOST)
                 self._head = head

@@ -305,6 +305,16 @@ def test_of_two_attempts_the_first_answer_wins() -> None:
         assert (command, state.current, state.racing) == (Commit(), model, None)
 
 
+@pytest.mark.parametrize(("models", "seconds"), [("abc", 7), ("ab", 120)])
+def test_each_of_two_attempts_is_hurried_while_another_candidate_is_left(models: str, seconds: float) -> None:
+    """As an attempt alone is: so is the one that goes on when the other has failed."""
+    raced = hedge(start(*models)[0])
+    assert raced is not None
+    for which in ("earlier", "later"):
+        assert race(raced[0], which, Head(200))[1] == AwaitBody(seconds)  # type: ignore[arg-type]
+    assert play(race(raced[0], "later", Lost())[0], Head(200))[1] == [AwaitBody(seconds)]
+
+
 @pytest.mark.parametrize(
     "event", [Lost(), Head(500), error("refused", 400), limited("capacity"), DeadlinePassed("header")]
 )

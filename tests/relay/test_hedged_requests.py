@@ -203,3 +203,26 @@ def test_losing_at_once_does_not_make_a_model_look_quick_either() -> None:
     bench.wait(0.05)
     bench.attempts[0].answers(200, ANSWER, *EVENTS.headers)
     assert bench.relay.health.as_json(1002)["b/B"]["first_token_ms"] == 2000
+
+
+def test_two_silent_streams_give_way_to_the_next_candidate() -> None:
+    """Their heads are no answer: the time for a first event goes by events, for each of the two."""
+    bench = measured()
+    bench.ask()
+    bench.attempts[0].observer.head(EVENTS)
+    bench.wait(2.0)
+    bench.attempts[1].observer.head(EVENTS)
+    assert bench.wait(9.9) == ["a/A", "b/B"]
+    assert bench.wait(0.1) == ["a/A", "b/B", "c/C"]
+
+
+def test_whoever_is_left_as_the_last_has_all_the_time() -> None:
+    """Though it had begun while another candidate was left."""
+    bench = measured(max_attempts=2)
+    bench.ask()
+    bench.attempts[0].observer.head(EVENTS)
+    bench.wait(2.0)
+    bench.attempts[1].observer.failed(ConnectFailed())
+    bench.wait(119.0)
+    bench.attempts[0].observer.body(ANSWER)
+    assert bench.downstream.body == ANSWER
