@@ -78,12 +78,14 @@ class Chooser:
     :param known: the platform at this moment.
     :param limit: attempts a request may make, at least 1.
     :param require_tee: an alias stands for confidential models only (AUTOPILOT_REQUIRE_TEE).
+    :param spare: what is behind the last attempt allowed may be tried in another's place (plan.make_plan).
     """
 
     known: Known
     health: FleetHealth
     limit: int
     require_tee: bool = False
+    spare: bool = False
 
     def choose(self, asked: ModelField, need: Need, client: Client, now: float) -> Choice:
         """The order of attempts of one request.
@@ -122,7 +124,7 @@ class Chooser:
         if client.gave_way and not (entries and entries[0].base in available.cooling and not available.forced):
             sticky = None
         cooling = dict.fromkeys(available.cooling if not available.forced else (), "cooling")
-        plan = make_plan(mode, entries, sticky, limit=self.limit, cooling=cooling)
+        plan = make_plan(mode, entries, sticky, limit=self.limit, cooling=cooling, spare=self.spare)
         sorted_by = _sorted_by(asked)
         return Choice(
             plan,

@@ -22,7 +22,8 @@ class Plan:
     :param candidates: what is tried, the sticky model first, the last resort last.
     :param preferred: the order without stickiness and cooldowns.
     :param bases: entry -> name without the platform's suffixes, for those entries that have some.
-    :param last_resort: the candidates that are tried only because all others failed.
+    :param last_resort: the candidates, the spare ones among them, that are tried only because all others failed.
+    :param spare: what is behind the last attempt allowed, in order; only where it was asked for.
     """
 
     mode: Mode
@@ -30,6 +31,7 @@ class Plan:
     preferred: tuple[str, ...]
     bases: Mapping[str, str] = field(default=_NO_BASES, hash=False)
     last_resort: frozenset[str] = frozenset()
+    spare: tuple[str, ...] = ()
 
     def base(self, model: str) -> str:
         """The name by which one of the entries is remembered and counted (see model_field.base_of)."""
@@ -57,14 +59,21 @@ def expanded(asked: ModelField, ranked: Callable[[Alias], Sequence[str]]) -> tup
 
 
 def make_plan(
-    mode: Mode, entries: Sequence[Direct], sticky: str | None, *, limit: int, cooling: Collection[str] = ()
+    mode: Mode,
+    entries: Sequence[Direct],
+    sticky: str | None,
+    *,
+    limit: int,
+    cooling: Collection[str] = (),
+    spare: bool = False,
 ) -> Plan:
     """Turn what may be tried into an order of attempts.
 
     :param entries: in the preferred order, each model once.
     :param sticky: base name to be tried first, wherever it stands; ignored where it is no candidate, and for direct.
-    :param limit: attempts a request may make, at least 1; what lies behind can never be tried and is left out.
+    :param limit: attempts a request may make, at least 1; what lies behind is left out.
     :param cooling: base names to be tried behind all others, the sticky one among them too.
+    :param spare: what lies behind may be tried after all, in the place of candidates that are passed over.
     :raises ApiError: no_candidates, when nothing can be tried.
     """
     if not entries:
@@ -74,9 +83,11 @@ def make_plan(
     first = None if mode == "direct" else next((entry for entry in order if entry.base == sticky), None)
     if first is not None:
         order = (first, *(entry for entry in order if entry is not first))
-    candidates = (*order, *last)[:limit]
-    last_resort = frozenset(_models([entry for entry in candidates if entry.base in cooling]))
-    return Plan(mode, _models(candidates), _models(preferred), _bases([*candidates, *preferred]), last_resort)
+    order = (*order, *last)
+    candidates, behind = order[:limit], order[limit:] if spare else ()
+    last_resort = frozenset(_models([entry for entry in (*candidates, *behind) if entry.base in cooling]))
+    bases = _bases([*candidates, *preferred, *behind])
+    return Plan(mode, _models(candidates), _models(preferred), bases, last_resort, _models(behind))
 
 
 def no_candidates(why: str) -> ApiError:

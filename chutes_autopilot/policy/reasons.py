@@ -18,9 +18,10 @@ MAX_NAME = 256
 """Characters of the longest name that is kept."""
 
 Verdict = Literal["planned", "spare", "incapable", "unwanted", "cooling"]
-"""``planned``: in the order of attempts. ``spare``: as good, but behind the last attempt allowed. ``incapable``,
-``unwanted``: left out, the reason says which requirement or which part of the alias. ``cooling``: after failures put
-behind all others, where it is one of the planned, or put up with for want of others."""
+"""``planned``: in the order of attempts. ``spare``: as good, but behind the last attempt allowed; a request too long for
+others may be tried on it all the same. ``incapable``, ``unwanted``: left out, the reason says which requirement or
+which part of the alias. ``cooling``: after failures put behind all others, where it is one of the planned, or put up
+with for want of others."""
 
 StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "cooling", "gone"]
 """What a remembered choice did. ``first``: it is tried first. ``gave_way``: the preferred order is tried again.
@@ -93,7 +94,7 @@ class Reasons:
         """The same where an answer has shown of some models that the request is too long for them."""
         candidates = (
             attrs.evolve(each, verdict="incapable", reason="context")
-            if each.model in names and each.verdict == "planned"
+            if each.model in names and each.verdict in ("planned", "spare")
             else each
             for each in self.candidates
         )

@@ -65,6 +65,9 @@ TOO_MANY_REQUESTS = 429
 JITTER = (0.2, 0.8)
 """The least and the most seconds before the same model is tried again, where nobody said when."""
 
+MAX_SKIPPED = 32
+"""How many of the candidates that one refusal passes over are named."""
+
 SERVER_ERROR = "upstream_server_error"
 ERROR_EVENT = "upstream_error_event"
 RATE_LIMITED = "upstream_429"
@@ -150,7 +153,8 @@ class Resilient:
 
     :param failover: its candidates are all tries made and planned: a model that is tried again stands there again.
     :param max_attempts: tries of any kind.
-    :param contexts: candidate -> tokens of its context, where they are known.
+    :param contexts: candidate, spare ones too -> tokens of its context, where they are known.
+    :param spare: further candidates, behind the last attempt allowed, for a request that is too long for others.
     :param retries: how often the current model has been tried again.
     :param waited: whether its 429 has been answered by another try.
     :param skipped: candidates that were left out because their context is no larger.
@@ -162,6 +166,7 @@ class Resilient:
     rules: Resilience
     max_attempts: int
     contexts: Mapping[str, int] = attrs.field(factory=dict)
+    spare: tuple[str, ...] = ()
     retries: int = 0
     waited: bool = False
     skipped: tuple[str, ...] = ()
@@ -193,8 +198,10 @@ def begin(
     :param context_of: gives the tokens of a model's context by its base name, None where they are unknown.
     """
     state, first = failover.begin(plan, stream=stream, timeouts=timeouts, max_attempts=max_attempts)
-    known = ((model, context_of(plan.base(model))) for model in state.candidates)
-    return Resilient(state, rules, max_attempts, {m: tokens for m, tokens in known if tokens is not None}), first
+    spare = plan.spare if rules.context_length else ()
+    known = ((model, context_of(plan.base(model))) for model in (*state.candidates, *spare))
+    contexts = {model: tokens for model, tokens in known if tokens is not None}
+    return Resilient(state, rules, max_attempts, contexts, spare), first
 
 
 def step(state: Resilient, event: Happening, left: float = inf) -> Step:
@@ -275,11 +282,13 @@ def _repeated(state: Resilient, wait: tuple[float, float], reason: str, *, fresh
     """
     inner = state.failover
     done = inner.candidates[: inner.attempts]
-    order = (*done, inner.current, *inner.candidates[inner.attempts :])[: state.max_attempts]
-    inner, then = advance(attrs.evolve(inner, candidates=order))
+    order = (*done, inner.current, *inner.candidates[inner.attempts :])
+    most = state.max_attempts
+    spare = (*order[most:], *state.spare) if state.rules.context_length else ()
+    inner, then = advance(attrs.evolve(inner, candidates=order[:most]))
     if fresh:
         then = attrs.evolve(then, fresh=True)
-    return attrs.evolve(state, failover=inner), Wait(*wait, then), reason
+    return attrs.evolve(state, failover=inner, spare=spare), Wait(*wait, then), reason
 
 
 def _next(state: Resilient, reason: str, final: Command) -> Step:
@@ -295,19 +304,22 @@ def _moved(state: Resilient, inner: Failover) -> Resilient:
 
 
 def _larger(state: Resilient, tokens: int, final: Command) -> Step:
-    """The next candidate whose context is larger, or unknown; the others are left out.
+    """The next candidate whose context is larger, or unknown; spare ones take the places of the others.
 
     :param tokens: what the request needs at least.
     """
-    inner = state.failover
+    inner, places = state.failover, state.max_attempts - state.attempts
     least = max(tokens, state.contexts.get(state.current, 0) + 1)
-    left = inner.candidates[inner.attempts :]
-    able = tuple(model for model in left if state.contexts.get(model, least) >= least)
+    left = (*inner.candidates[inner.attempts :], *state.spare) if places > 0 else ()
+    able = [model for model in left if state.contexts.get(model, least) >= least]
     if not able:
         return state, final, None
-    skipped = (*state.skipped, *(model for model in left if model not in able))
-    inner, command = advance(attrs.evolve(inner, candidates=(*inner.candidates[: inner.attempts], *able)))
-    return attrs.evolve(_moved(state, inner), skipped=skipped), command, CONTEXT_LENGTH
+    taken, spare = able[:places], tuple(able[places:])
+    before = left[: left.index(taken[-1]) + 1] if spare else left
+    too_small = [model for model in before if state.contexts.get(model, least) < least]
+    inner, command = advance(attrs.evolve(inner, candidates=(*inner.candidates[: inner.attempts], *taken)))
+    skipped = (*state.skipped, *too_small[:MAX_SKIPPED])
+    return attrs.evolve(_moved(state, inner), skipped=skipped, spare=spare), command, CONTEXT_LENGTH
 
 
 def hedge(state: Resilient) -> tuple[Resilient, Try] | None:
@@ -338,7 +350,8 @@ def race(state: Resilient, which: Literal["earlier", "later"], event: Happening)
             return state, first_event(state)
     if _passed_on_at_once(state, event):  # the other one may answer yet, but nobody else is asked
         inner = state.failover
-        state = attrs.evolve(state, failover=attrs.evolve(inner, candidates=inner.candidates[: inner.attempts]))
+        asked = attrs.evolve(inner, candidates=inner.candidates[: inner.attempts])
+        state = attrs.evolve(state, failover=asked, spare=())
     return attrs.evolve(state, racing=None, survivor=other), DROP_OUT
 
 

@@ -418,18 +418,20 @@ class ChatRelay:
         self.endpoint.check(asked)
         record.mode = mode_of(asked)
         limit = rules.limits.max_attempts
-        chooser = Chooser(snapshot, self.health, limit, rules.require_tee)
+        resilience = rules.limits.resilience
+        spare = resilience is not None and resilience.context_length
+        chooser = Chooser(snapshot, self.health, limit, rules.require_tee, spare)
         choice = chooser.choose(asked, need, client, record.received)
         timeouts = rules.limits.timeouts
         state, first = begin(choice.plan, stream=stream, timeouts=timeouts, max_attempts=limit)
         resilient = None
-        if rules.limits.resilience is not None:
+        if resilience is not None:
             resilient, _ = begin_resilient(
                 choice.plan,
                 stream=stream,
                 timeouts=timeouts,
                 max_attempts=limit,
-                rules=rules.limits.resilience,
+                rules=resilience,
                 context_of=lambda model: snapshot.offers.of(model).context,
             )
         return Route(

@@ -66,7 +66,7 @@ def start(
     *models: str, rules: Resilience = ALL, stream: bool = True, max_attempts: int = 8, last: str = ""
 ) -> tuple[Resilient, Try]:
     return begin(
-        Plan("list", models, models, last_resort=frozenset(last)),
+        Plan("list", models[:max_attempts], models, last_resort=frozenset(last), spare=models[max_attempts:]),
         stream=stream,
         timeouts=TIMEOUTS,
         max_attempts=max_attempts,
@@ -162,6 +162,18 @@ def test_a_request_too_long_goes_on_to_larger_contexts_alone() -> None:
     state, done = play(state, error("context_length", 400, tokens=200_000))
     assert (done, state.skipped) == (["larger"], ("small", "smaller", "large"))
     assert play(state, error("context_length", 400))[1] == [PassBack()]
+
+
+def test_a_larger_context_is_looked_for_behind_the_last_attempt_allowed() -> None:
+    """As many are tried as attempts are left, whatever stood before them or was tried again."""
+    too_long = error("context_length", 400)
+    models = "a", "small", "smaller", "large", "unknown", "larger"
+    state, done = play(start(*models, max_attempts=2)[0], too_long, too_long)
+    assert (done, state.skipped) == (["large", PassBack()], ("small", "smaller"))
+    state, done = play(start(*models, max_attempts=4)[0], Head(502), too_long, too_long)
+    assert done == [AGAIN, "large", "unknown"]
+    state, done = play(start("a", "b", "large", max_attempts=2)[0], Head(503), Head(503))
+    assert done == ["b", PassBack()]
 
 
 def test_a_context_error_inside_a_stream_counts_too() -> None:
@@ -334,11 +346,11 @@ def test_of_two_attempts_one_may_fail(event: Happening) -> None:
 def test_after_a_429_that_is_not_tried_again_nobody_else_is_asked(event: Happening) -> None:
     """The one of two attempts that is left may answer; when it fails, that is the end."""
     for which in ("earlier", "later"):
-        raced = hedge(start("a", "b", "c")[0])
+        raced = hedge(start("a", "b", "c", "d", max_attempts=3)[0])
         assert raced is not None
         state, command = race(raced[0], which, event)  # type: ignore[arg-type]
         assert command == DropOut()
-        assert play(state, Head(500))[1] == [PassBack()]
+        assert play(state, Head(500))[1] == play(state, error("context_length", 400))[1] == [PassBack()]
 
 
 def test_the_last_candidate_has_no_second_beside_it() -> None:

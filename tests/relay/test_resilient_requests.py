@@ -229,6 +229,23 @@ def test_a_request_too_long_goes_to_a_larger_context(model: str) -> None:
     assert "a/A" not in bench.relay.health.as_json(1000)
 
 
+def test_a_larger_context_may_be_behind_the_last_attempt_allowed() -> None:
+    """What is asked then is sent, counted and remembered like every other candidate."""
+    bench = Bench(max_attempts=2)
+    exchange = bench.ask(f"{ALIAS}:THINKING")
+    bench.last.answers(400, TOO_LONG)
+    assert bench.models == ["a/A:THINKING", "c/C:THINKING"]
+    bench.last.answers(200, ROLE + TEXT + END, *EVENTS.headers)
+    assert bench.relay.health.as_json(1000)["c/C"]["successes"] == 1
+    assert exchange.key is not None
+    assert getattr(bench.relay.sticky.get(exchange.key), "model", None) == "c/C"
+    (kept,) = bench.relay.decisions.newest(1)
+    decision = kept.decision()
+    assert (decision.missing(), decision.selected) == ((), "c/C")
+    assert decision.reasons is not None
+    assert [c.verdict for c in decision.reasons.candidates] == ["planned", "incapable", "spare"]
+
+
 def test_a_model_that_is_too_small_does_not_go_on_with_a_stream_either() -> None:
     """It would only refuse, and use up attempts."""
     bench = Bench(continue_streams=True)
