@@ -31,6 +31,7 @@ MAX_ITEMS = 20
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x39\x3b-\x7e]{1,64}")
 _SPACE = " \t\n\r\f\v"
 _THINKING = ":THINKING"
+_ORDERINGS = (":latency", ":throughput")
 _SHOWN_FAULTS = 20
 
 
@@ -57,7 +58,10 @@ class OwnAliases:
         if not self.by_name or model in known:
             return model
         if "," not in model:
-            return ",".join(self.items(model.strip(_SPACE), known) or (model,))
+            items, ordering = self.ordered(model.strip(_SPACE), known)
+            if len(items) == 1:
+                return _with_ordering(items[0], ordering, known)
+            return ",".join(items) + ordering if items else model
         parts = [part.strip(_SPACE) for part in model.split(",")]
         expanded = [self.items(part, known) for part in parts]
         if not any(expanded):
@@ -65,19 +69,32 @@ class OwnAliases:
         return ",".join(name for part, items in zip(parts, expanded, strict=True) for name in items or (part,))
 
     def items(self, name: str, known: Set[str]) -> tuple[str, ...]:
-        """What one name stands for; nothing where it is none of these aliases.
+        """What an item of a list stands for; nothing where it is none of these aliases.
+
+        A suffix behind it goes to each of its models, in the place of their own.
+
+        :param known: the catalog's names, which win.
+        """
+        items, ordering = self.ordered(name, known)
+        return tuple(_with_ordering(item, ordering, known) for item in items) if ordering else items
+
+    def ordered(self, name: str, known: Set[str]) -> tuple[tuple[str, ...], str]:
+        """What a name stands for, and which of ``:latency`` and ``:throughput`` stands behind it, if any.
 
         ``:THINKING`` behind an alias goes to each of its models.
 
         :param known: the catalog's names, which win.
+        :returns: no items where it is none of these aliases.
         """
-        if name in known:
-            return ()
-        plain = name.removesuffix(_THINKING)
+        if not self.by_name:
+            return (), ""
+        plain, thinking, ordering = parted(name)
+        if {name, plain + ordering, plain} & known:
+            return (), ""
         items = self.by_name.get(plain, ())
-        if plain == name:
-            return items
-        return tuple(item if item.endswith(_THINKING) else item + _THINKING for item in items)
+        if thinking:
+            items = tuple(item if item.endswith(_THINKING) else item + _THINKING for item in items)
+        return items, ordering.lower() if items else ""
 
 
 @frozen
@@ -108,6 +125,8 @@ def read_alias_file(data: bytes) -> OwnAliases:
         raise AliasesError(f"is not UTF-8 (byte {fault.start})") from None
     except json.JSONDecodeError as fault:
         raise AliasesError(f"is not valid JSON: {fault.msg} (line {fault.lineno}, column {fault.colno})") from None
+    except ValueError:
+        raise AliasesError("holds a number of thousands of digits") from None
     except RecursionError:
         raise AliasesError("is nested too deeply") from None
     if not isinstance(pairs, _Pairs):
@@ -127,6 +146,15 @@ def read_alias_file(data: bytes) -> OwnAliases:
         more = len(faults) - _SHOWN_FAULTS
         raise AliasesError("; ".join(faults[:_SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else ""))
     return OwnAliases(MappingProxyType(by_name))
+
+
+def parted(name: str) -> tuple[str, str, str]:
+    """A name without its suffixes; then ``:THINKING``, and ``:latency`` or ``:throughput``, as written or empty."""
+    plain = name.removesuffix(_THINKING)
+    thinking = name[len(plain) :]
+    length = next((len(suffix) for suffix in _ORDERINGS if plain.lower().endswith(suffix)), 0)
+    cut = len(plain) - length
+    return plain[:cut], thinking, plain[cut:]
 
 
 def listed_names(own: OwnAliases = NO_ALIASES, known: Set[str] = frozenset()) -> tuple[str, ...]:
@@ -171,13 +199,25 @@ def _read_item(number: int, item: object, names: Set[str]) -> str:
         raise ValueError(f"item {number} is no model name: 1 to 256 characters without control characters")
     if "," in item or item != item.strip(_SPACE):
         raise ValueError(f"item {number} ({_quoted(item)}) holds a comma or blanks around it, which no list can")
-    if item.removesuffix(_THINKING) in names:
+    if parted(item)[0] in names:
         raise ValueError(f"item {number} ({_quoted(item)}) is an alias of this file, which cannot be nested")
     try:
         composed = read_composed_alias(item, frozenset())
     except ApiError as fault:
         raise ValueError(f"item {number} ({_quoted(item)}): {fault.message.removeprefix('model: ')}") from None
     return composed.name if composed is not None else item
+
+
+def _with_ordering(item: str, ordering: str, known: Set[str]) -> str:
+    """An item that is sent, or ranked, by such a suffix in the place of its own."""
+    if not ordering:
+        return item
+    plain, thinking, own = parted(item)
+    if own and plain + own in known:
+        plain += own
+    if plain.partition(":")[0] in ALIASES:
+        plain = plain.removesuffix(":fast")
+    return plain + ordering + thinking
 
 
 def _quoted(text: str) -> str:

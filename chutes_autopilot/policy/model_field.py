@@ -14,7 +14,7 @@ from heapq import nlargest
 from itertools import islice
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
@@ -112,17 +112,17 @@ def read_model_field(
 
     :param model: what check_model_value returned.
     :param known: the catalog's names; with none of them nothing is validated.
-    :param max_items: the longest list, counted after empties and repetitions are dropped.
+    :param max_items: the longest list, counted as it is written after empties and repetitions are dropped.
     :param unknown: whether names outside the catalog are refused or passed to the upstream.
-    :param own: the operator's aliases. What one stands for is read item by item, and takes its place: a suffix of the
-        last item is no suffix of the list.
+    :param own: the operator's aliases. What one stands for is read item by item, and takes its place, as one item of
+        the list; a suffix of its last item is no suffix of the list.
     :raises ApiError: invalid_model_list, unknown_model.
     """
     if model in known:
         return Direct(model, model)
-    items = own.items(model.strip(_ASCII_SPACE), known)
+    items, ordering = own.ordered(model.strip(_ASCII_SPACE), known)
     if items:
-        field: ModelField = _listed(items, known, max_items)
+        field: ModelField = _listed(items, known, _order(ordering))
     elif "," not in model:
         field = _read_item(model, known)
     elif base_of(model, known) in known:
@@ -148,11 +148,14 @@ def _read_item(model: str, known: Set[str]) -> Alias | Direct:
     return Direct(model, base)
 
 
-def _listed(names: Sequence[str], known: Set[str], max_items: int) -> Alias | PreferenceList:
-    """What an alias of the operator's stands for; one model is a list, for its name has to be written into the body."""
+def _listed(names: Sequence[str], known: Set[str], order: Order) -> Alias | PreferenceList:
+    """What an alias of the operator's stands for; one model is a list, for its name has to be written into the body.
+
+    :param order: what the client asks for.
+    """
     if len(names) == 1 and isinstance(item := _read_item(names[0], known), Alias):
-        return item
-    return _list_of(names, known, max_items)
+        return evolve(item, wanted=item.wanted & Wanted(order=order))
+    return PreferenceList(_items(names, known), order)
 
 
 def _read_list(text: str, known: Set[str], max_items: int, own: OwnAliases) -> PreferenceList:
@@ -164,23 +167,28 @@ def _read_list(text: str, known: Set[str], max_items: int, own: OwnAliases) -> P
     last = _last_item(text)
     if last.lower().endswith(_ORDERINGS) and last not in known:
         text, _, word = text.rpartition(":")
-        order = "throughput" if word.lower() == "throughput" else "fast"
+        order = _order(":" + word.lower())
     names = [name for part in text.split(",") if (name := part.strip(_ASCII_SPACE))]
     if suffix:
         names = [n if n.endswith(suffix) and n not in known else n + suffix for n in names]
-    return _list_of([item for name in names for item in own.items(name, known) or (name,)], known, max_items, order)
-
-
-def _list_of(names: Sequence[str], known: Set[str], max_items: int, order: Order = "") -> PreferenceList:
-    # the two spellings of the alias are one item: they read as equal values
-    items = tuple(dict.fromkeys(_read_item(name, known) for name in names))
-    if not 1 <= len(items) <= max_items:
+    meant = {name: own.items(name, known) for name in names}
+    written = len({name if items else _read_item(name, known) for name, items in meant.items()})
+    if not 1 <= written <= max_items:
         raise ApiError(
             "invalid_model_list",
-            f"The list in model names {len(items)} different models; between 1 and {max_items} are allowed.",
+            f"The list in model names {written} different models; between 1 and {max_items} are allowed.",
             param="model",
         )
-    return PreferenceList(items, order)
+    return PreferenceList(_items([item for name in names for item in meant[name] or (name,)], known), order)
+
+
+def _items(names: Sequence[str], known: Set[str]) -> tuple[Direct | Alias, ...]:
+    # the two spellings of the alias are one item: they read as equal values
+    return tuple(dict.fromkeys(_read_item(name, known) for name in names))
+
+
+def _order(ordering: str) -> Order:
+    return "throughput" if ordering == ":throughput" else "fast" if ordering else ""
 
 
 def _last_item(text: str) -> str:

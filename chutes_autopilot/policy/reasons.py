@@ -18,8 +18,8 @@ MAX_NAME = 256
 """Characters of the longest name that is kept."""
 
 Verdict = Literal["planned", "spare", "incapable", "unwanted", "cooling"]
-"""``planned``: in the order of attempts. ``spare``: as good, but behind the last attempt allowed; a request too long for
-others may be tried on it all the same. ``incapable``, ``unwanted``: left out, the reason says which requirement or
+"""``planned``: in the order of attempts. ``spare``: as good, but behind the last attempt allowed; a request too long
+for others may be tried on it all the same. ``incapable``, ``unwanted``: left out, the reason says which requirement or
 which part of the alias. ``cooling``: after failures put behind all others, where it is one of the planned, or put up
 with for want of others."""
 

@@ -224,7 +224,7 @@ GATEWAY_SETTINGS: tuple[Setting, ...] = (
         "MAX_MODEL_LIST_ITEMS",
         "8",
         "items",
-        "Most models a comma-separated model may name.",
+        "Most models a comma-separated model may name; an alias counts as one.",
         "16",
         integer("items", 1000),
     ),

@@ -177,6 +177,9 @@ def test_a_file_of_aliases() -> None:
         ("two,", "a,b:THINKING,"),
         ("f", "chutesai/AutoPilot:tee"),
         ("f:THINKING", "chutesai/AutoPilot:tee:THINKING"),
+        ("two:latency", "a,b:THINKING:latency"),
+        ("f:Latency:THINKING", "chutesai/AutoPilot:tee:latency:THINKING"),
+        ("listed:THINKING", "listed:THINKING"),
         ("listed", "listed"),
         ("listed,one", "listed,a"),
     ],
@@ -204,13 +207,48 @@ THOUGHTFUL = {name: Direct(f"{name}:THINKING", name) for name in "abc"}
         # what the client writes there is
         ("c,two:THINKING", PreferenceList((THOUGHTFUL["c"], THOUGHTFUL["a"], THOUGHTFUL["b"]))),
         ("c,two:latency", PreferenceList((C, A, B), "fast")),
+        ("two:latency", PreferenceList((A, B), "fast")),
+        ("two:THROUGHPUT:THINKING", PreferenceList((THOUGHTFUL["a"], THOUGHTFUL["b"]), "throughput")),
+        ("one:latency", PreferenceList((A,), "fast")),
+        ("fast:latency", Alias(wanted=Wanted(order="fast"))),
+        ("fast:latency:THINKING", Alias(":THINKING", Wanted(order="fast"))),
+        # in the middle it is the models', as behind a model's name
+        ("one:latency,c", PreferenceList((Direct("a:latency", "a"), C))),
+        ("deep:throughput,c", PreferenceList((Direct("a:throughput", "a"), Direct("b:throughput:THINKING", "b"), C))),
+        ("swift:throughput,c", PreferenceList((Direct("b:throughput", "b"), C))),
+        ("best:latency,c", PreferenceList((Alias(wanted=Wanted(order="fast")), C))),
+        ("fast:latency,c", PreferenceList((Alias(wanted=Wanted(order="fast")), C))),
     ],
 )
 def test_an_alias_is_read_item_by_item(model: str, asked: ModelField) -> None:
     """In its place in a list, each model once; one model is a list, whose name is written into the body."""
     known = frozenset(("a", "b", "c"))
-    aliases = own(two=["a", "b"], one=["a"], deep=["a", "b:THINKING"], fast=":throughput")
+    aliases = own(
+        two=["a", "b"], one=["a"], deep=["a", "b:THINKING"], swift=["b:latency"], fast=":throughput", best=":fast"
+    )
     assert read_model_field(model, known, max_items=8, unknown="refuse", own=aliases) == asked
+
+
+def test_the_operators_models_do_not_count_against_the_clients() -> None:
+    """An alias is one item of a list, of however many models."""
+    known = frozenset(map(str, range(30)))
+    aliases = own(long=[str(n) for n in range(20)], other=["28", "29"])
+
+    def read(model: str) -> ModelField:
+        return read_model_field(model, known, max_items=2, unknown="refuse", own=aliases)
+
+    whole = tuple(Direct(str(n), str(n)) for n in range(20))
+    assert read("long") == read("long,long,3") == PreferenceList(whole)
+    with pytest.raises(ApiError, match="names 3 different models; between 1 and 2"):
+        read("long,other,3")
+
+
+def test_a_name_of_the_catalog_with_a_suffix_goes_before_an_alias() -> None:
+    """As it does without one, also where the suffix belongs to the name."""
+    aliases = own(a=["b"], c=["b"])
+    known = frozenset(("a", "b", "c:latency"))
+    for model, base in (("a:THINKING", "a"), ("a:latency", "a"), ("c:latency:THINKING", "c:latency")):
+        assert read_model_field(model, known, max_items=8, unknown="refuse", own=aliases) == Direct(model, base)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +276,8 @@ def test_an_alias_is_read_item_by_item(model: str, asked: ModelField) -> None:
         (b'{"a": [" x"]}', "'a' item 1 (' x') holds"),
         (b'{"a": ["b"], "b": ["x"]}', "'a' item 1 ('b') is an alias of this file"),
         (b'{"a": ["a:THINKING"]}', "is an alias of this file"),
+        (b'{"a": ["a:latency:THINKING"]}', "is an alias of this file"),
+        (b'{"a": %b}' % (b"1" * 5000), "thousands of digits"),
         (b'{"a": ":tee:quick"}', "'a' 'quick' is no part"),
         (b'{"a": ["chutesai/AutoPilot:quick"]}', "'a' item 1 ('chutesai/AutoPilot:quick'): 'quick' is no part"),
         (json.dumps({str(n): ["x"] for n in range(MAX_ALIASES + 1)}).encode(), "defines 501 aliases"),
