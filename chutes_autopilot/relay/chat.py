@@ -1,6 +1,6 @@
 """A chat request from its arrival to its one record, whatever read it from the wire."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import random
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.hedging import HedgeBudget
 from chutes_autopilot.policy.model_field import check_model_value, read_model_field
 from chutes_autopilot.policy.plan import mode_of
+from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.policy.rate_limits import SENTENCES, RateLimit
 from chutes_autopilot.policy.reasons import Reasons, reasons
 from chutes_autopilot.policy.request_needs import Need, read_need
@@ -441,19 +442,25 @@ class ChatRelay:
             skipped_header(choice.skipped),
             frozenset(choice.cooling),
             choice.lasting,
-            partial(_reasons, meant, need, client, snapshot, choice),
+            # kept with each decision: of the snapshot no more than that needs, for a catalog is large
+            partial(_reasons, meant, need, client, snapshot.ranking, snapshot.id, choice),
             resilient,
         )
 
 
-def _reasons(asked: str, need: Need, client: ClientState, snapshot: Snapshot, choice: Choice) -> Reasons:
-    """Why a route is what it is."""
+def _reasons(
+    asked: str, need: Need, client: ClientState, ranking: Sequence[Ranked], snapshot: int, choice: Choice
+) -> Reasons:
+    """Why a route is what it is.
+
+    :param ranking: of the snapshot with this id.
+    """
     plan = choice.plan
     return reasons(
         asked=asked,
         mode=plan.mode,
         planned=[plan.base(model) for model in plan.candidates],
-        ranking=snapshot.ranking,
+        ranking=ranking,
         considered=choice.considered,
         incapable=choice.incapable,
         unwanted=choice.unwanted,
@@ -462,7 +469,7 @@ def _reasons(asked: str, need: Need, client: ClientState, snapshot: Snapshot, ch
         gave_way=client.gave_way,
         spread=client.spread_by is not None,
         needs=need.requires,
-        snapshot=snapshot.id,
+        snapshot=snapshot,
         sorted_by=choice.order,
         measured=choice.measured,
     )

@@ -1,11 +1,14 @@
 """The record of a finished request explains it, however it ended."""
 
+import gc
 import json
+import weakref
 
 import attrs
 import pytest
 from resilient_bench import ALIAS, CLIENT, Bench
 
+from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.record import AttemptRecord, RequestRecord
 from chutes_autopilot.policy.failover import Timeouts, begin
@@ -31,6 +34,22 @@ def why() -> Reasons:
         unwanted={},
         cooling=(),
     )
+
+
+def test_a_decision_keeps_no_catalog() -> None:
+    """Hundreds of them are kept, made under as many: of the snapshot they have what explains the order."""
+    bench = Bench()
+    bench.ask().client_gone()
+    holder = bench.relay.snapshots
+    assert isinstance(holder, SnapshotHolder)
+    old = weakref.ref(holder.current)
+    holder.current = attrs.evolve(holder.current, id=2)
+    bench.ask().client_gone()
+    gc.collect()
+    assert old() is None
+    explained = bench.relay.decisions.newest(2)[1].decision().reasons
+    assert explained is not None
+    assert (explained.snapshot, [c.place for c in explained.candidates]) == (1, [1, 2, 3])
 
 
 @pytest.mark.parametrize(
