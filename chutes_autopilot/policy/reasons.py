@@ -23,9 +23,9 @@ for others may be tried on it all the same. ``incapable``, ``unwanted``: left ou
 which part of the alias. ``cooling``: after failures put behind all others, where it is one of the planned, or put up
 with for want of others."""
 
-StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "cooling", "gone"]
+StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "cooling", "sorted", "gone"]
 """What a remembered choice did. ``first``: it is tried first. ``gave_way``: the preferred order is tried again.
-``gone``: it is no candidate any more. Else it is left out for that reason."""
+``sorted``: the client asked for a measured order, which goes before it. ``gone``: it is no candidate any more. Else it is left out for that reason."""
 
 
 SORTED_BY: Mapping[Order, str] = MappingProxyType({"fast": "first_token", "throughput": "tokens_per_second"})
@@ -168,7 +168,7 @@ def reasons(
         shown,
         len(names) - len(shown),
         None if sticky is None else sticky[:MAX_NAME],
-        _sticky_effect(sticky, gave_way, planned, incapable, unwanted, cooling),
+        _sticky_effect(sticky, gave_way, planned, incapable, unwanted, cooling, considered),
         spread,
         needs,
         snapshot,
@@ -183,6 +183,7 @@ def _sticky_effect(
     incapable: Collection[str],
     unwanted: Collection[str],
     cooling: Collection[str],
+    considered: Collection[str],
 ) -> StickyEffect:
     if sticky is None:
         return "none"
@@ -194,4 +195,7 @@ def _sticky_effect(
         return "unwanted"
     if sticky in incapable:
         return "incapable"
-    return "cooling" if sticky in cooling else "gone"
+    if sticky in cooling:
+        return "cooling"
+    # whatever else is a candidate would have come first
+    return "sorted" if sticky in considered else "gone"

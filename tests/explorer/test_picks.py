@@ -152,7 +152,7 @@ def test_nothing_of_the_client_is_left() -> None:
     assert "secret" not in repr(told)
     assert told.received == 60.0
     assert told.reasons is not None
-    assert (told.reasons.sticky, told.reasons.sticky_effect, told.reasons.planned) == (None, "gone", ("a", "b"))
+    assert (told.reasons.sticky, told.reasons.sticky_effect, told.reasons.planned) == (None, "sorted", ("a", "b"))
     assert [each.model for each in told.reasons.candidates] == ["a", "b", OTHERS, OTHERS]
     assert [(each.model, each.sent) for each in told.attempts] == [("a", None), ("b", None)]
 

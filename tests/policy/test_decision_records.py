@@ -88,6 +88,7 @@ def test_a_cooling_model_is_told_of_when_it_is_tried_all_the_same() -> None:
         ("a", False, "incapable"),
         ("b", False, "unwanted"),
         ("d", False, "cooling"),
+        ("f", False, "sorted"),
         ("z", False, "gone"),
     ],
 )
