@@ -18,7 +18,7 @@ class AttemptRecord(msgspec.Struct, eq=False, gc=False):
         was tried: prefill or restart.
     :param started: when it began, where that was not at once after the one before.
     :param waited: seconds for which nothing was tried after it.
-    :param probe: it found out whether a cooling model works again.
+    :param probe: it found out whether a cooling model works again, as policy.cooldown counts such attempts; else 0.
     """
 
     model: str
@@ -28,7 +28,7 @@ class AttemptRecord(msgspec.Struct, eq=False, gc=False):
     detail: str | None = None
     started: float | None = None
     waited: float | None = None
-    probe: bool = False
+    probe: int = 0
 
     def __str__(self) -> str:
         """Its model and what became of it, in few words."""

@@ -9,7 +9,7 @@ closed     failed                   closed; cooling, once there are so many fail
 closed     succeeded                closed, nothing counted any more
 cooling    its time is over         half open
 half open  started                  probing: nobody else tries it until that attempt's end is known
-probing    probe lasts too long     half open: whoever had it is gone
+probing    probe lasts too long     half open: whoever had it is gone, and says nothing once there is another probe
 probing    the probe failed         cooling, for twice as long as the last time, up to the limit
 probing    the probe was abandoned  half open
 any        succeeded                closed
@@ -50,6 +50,7 @@ class Cooldown:
     _times: int = attrs.field(default=0, init=False)
     _until: float = attrs.field(default=0.0, init=False)
     _probe_began: float | None = attrs.field(default=None, init=False)
+    _probe: int = attrs.field(default=0, init=False)
 
     def open_at(self, now: float) -> bool:
         """Whether it should be left alone now."""
@@ -65,19 +66,20 @@ class Cooldown:
         """Seconds until it may be tried again, 0 where it may be."""
         return max(0.0, self._until - now) if self._times else 0.0
 
-    def started(self, now: float) -> bool:
-        """An attempt begins; whether it is the probe."""
+    def started(self, now: float) -> int:
+        """An attempt begins; the number of the probe that it is, 0 where it is none."""
         if self._times and now >= self._until and not self.probing(now):
             self._probe_began = now
-            return True
-        return False
+            self._probe += 1
+            return self._probe
+        return 0
 
-    def failed(self, now: float, *, probe: bool = False) -> bool:
+    def failed(self, now: float, *, probe: int = 0) -> bool:
         """An attempt failed through the model's fault; whether it cools down from now on.
 
         :param probe: what `started` said of that attempt.
         """
-        if not self.rules.failures or (self._times and (not probe or now < self._until)):
+        if not self.rules.failures or (self._times and (not probe or probe != self._probe or now < self._until)):
             return False
         self.troubled = True
         if not self._times:
@@ -117,8 +119,13 @@ class Cooldown:
         """The platform itself was down, not the model: it may be tried again now."""
         self._until = min(self._until, now)
 
-    def abandoned(self) -> bool:
-        """The probe ended without telling anything of the model: the client left. Whether there was one."""
+    def abandoned(self, probe: int | None = None) -> bool:
+        """The probe ended without telling anything of the model: the client left. Whether there was one.
+
+        :param probe: what `started` said of it; None: somebody else's.
+        """
         was_probing = self._probe_began is not None
+        if probe not in (None, self._probe):
+            return False
         self._probe_began = None
         return was_probing

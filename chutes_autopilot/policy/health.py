@@ -62,12 +62,16 @@ class ModelHealth:
 
     def add_first_token(self, seconds: float, now: float) -> None:
         """Measure the time from the start of an attempt to its first token."""
+        if now - self.first_token.at > FRESH_SECONDS:
+            self._samples.clear()
         self.first_token.add(seconds, now)
         self._samples.append(seconds)
         self._percentile = None
 
-    def slow_first_token(self) -> float | None:
-        """The 95th percentile of the time to the first token; None where there are too few samples."""
+    def slow_first_token(self, now: float) -> float | None:
+        """The 95th percentile of the time to the first token; None where there are too few samples, or old ones."""
+        if now - self.first_token.at > FRESH_SECONDS:
+            return None
         if self._percentile is None and len(self._samples) >= ENOUGH_SAMPLES:
             ordered = sorted(self._samples)
             self._percentile = ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)]
@@ -77,7 +81,7 @@ class ModelHealth:
         """What may be shown, durations in milliseconds."""
         return {
             "first_token_ms": _milliseconds(self.first_token.fresh(now)),
-            "first_token_p95_ms": _milliseconds(self.slow_first_token()),
+            "first_token_p95_ms": _milliseconds(self.slow_first_token(now)),
             "between_events_ms": _milliseconds(self.between_events.fresh(now)),
             "tokens_per_second": _rounded(self.tokens_per_second.fresh(now)),
             "successes": self.successes,
@@ -113,16 +117,17 @@ class FleetHealth:
     cooling_down: set[str] = attrs.field(factory=set, init=False)
     """Models that failed too often and have not answered since; `cooling` says which are left alone now."""
 
-    def started(self, model: str, now: float) -> bool:
-        """An attempt begins; whether it is the one that finds out if a model works again.
+    def started(self, model: str, now: float) -> int:
+        """An attempt begins; the number of the probe where it is one that finds out if a model works again, else 0.
 
         Every started attempt ends with exactly one of `succeeded`, `failed`, `abandoned` and `outrun`.
         """
-        if model not in self.cooling_down or not self._of(model).cooldown.started(now):
-            return False
-        if self.probed is not None:
+        if model not in self.cooling_down:
+            return 0
+        probe = self._of(model).cooldown.started(now)
+        if probe and self.probed is not None:
             self.probed(model, True)
-        return True
+        return probe
 
     def succeeded(self, model: str, first_token: float | None, now: float) -> None:
         """A model answered.
@@ -145,7 +150,7 @@ class FleetHealth:
         if first_token is not None:
             health.add_first_token(max(0.0, first_token), now)
 
-    def failed(self, model: str, now: float, *, probe: bool = False) -> bool:
+    def failed(self, model: str, now: float, *, probe: int = 0) -> bool:
         """An attempt failed through the model's or the platform's fault; whether the model cools down from now on.
 
         :param probe: what `started` said of that attempt.
@@ -159,15 +164,20 @@ class FleetHealth:
                 self.told(model, health.cooldown)
         return cools
 
-    def abandoned(self, model: str, *, probe: bool = False) -> None:
+    def abandoned(self, model: str, *, probe: int = 0) -> None:
         """An attempt ended without telling anything of the model, for the client left or asked for the impossible.
 
         :param probe: what `started` said of that attempt.
         """
-        if probe and model in self.cooling_down and self._of(model).cooldown.abandoned() and self.probed is not None:
+        if (
+            probe
+            and model in self.cooling_down
+            and self._of(model).cooldown.abandoned(probe)
+            and self.probed is not None
+        ):
             self.probed(model, False)
 
-    def outrun(self, model: str, seconds: float, now: float, *, probe: bool = False) -> None:
+    def outrun(self, model: str, seconds: float, now: float, *, probe: int = 0) -> None:
         """Another model, asked later, answered first: the first token takes so many seconds at least.
 
         :param probe: what `started` said of that attempt.
@@ -217,10 +227,14 @@ class FleetHealth:
                 cooldown.abandoned()
 
     def apply(self, rules: CooldownRules) -> None:
-        """Put other rules into force; what cools down goes on to do so."""
+        """Put other rules into force; what cools down goes on to do so, unless nothing is to any more."""
         self.rules = rules
         for health in self._models.values():
             health.cooldown.rules = rules
+            if not rules.failures:
+                health.cooldown.succeeded()
+        if not rules.failures:
+            self.cooling_down.clear()
 
     def figures(self, model: str, now: float) -> Mapping[str, Any] | None:
         """What may be shown of a model, None where nothing was measured."""
@@ -270,10 +284,10 @@ class FleetHealth:
             return None
         return (health.first_token if order == "fast" else health.tokens_per_second).fresh(now)
 
-    def slow_first_token(self, model: str) -> float | None:
-        """The 95th percentile of a model's time to its first token, None where it is not known."""
+    def slow_first_token(self, model: str, now: float) -> float | None:
+        """The 95th percentile of a model's time to its first token, None where it is not known, or not lately."""
         health = self._models.get(model)
-        return None if health is None else health.slow_first_token()
+        return None if health is None else health.slow_first_token(now)
 
     def as_json(self, now: float) -> dict[str, dict[str, Any]]:
         """What may be shown of every model, by name."""

@@ -25,7 +25,8 @@ with for want of others."""
 
 StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "cooling", "sorted", "gone"]
 """What a remembered choice did. ``first``: it is tried first. ``gave_way``: the preferred order is tried again.
-``sorted``: the client asked for a measured order, which goes before it. ``gone``: it is no candidate any more. Else it is left out for that reason."""
+``sorted``: the client asked for a measured order, which goes before it. ``gone``: it is no candidate any more. Else it
+is left out for that reason."""
 
 
 SORTED_BY: Mapping[Order, str] = MappingProxyType({"fast": "first_token", "throughput": "tokens_per_second"})

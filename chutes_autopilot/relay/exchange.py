@@ -345,8 +345,8 @@ class Exchange(Unshown, eq=False):
         """An attempt, not yet started, and its record."""
         model, plan = command.model, self.route.plan
         attempt, health = AttemptRecord(model), self._relay.health
-        if health.cooling_down and health.started(plan.base(model), now):
-            attempt.probe = True
+        if health.cooling_down:
+            attempt.probe = health.started(plan.base(model), now)
         self._record.attempts.append(attempt)
         call, body = self._call, self._body
         data = (body.data,) if plan.mode == "direct" else body.with_model(model)

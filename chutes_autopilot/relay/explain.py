@@ -70,7 +70,7 @@ class Explained(msgspec.Struct, eq=False):
                     failure,
                     followed,
                     attempt.detail,
-                    probe=attempt.probe,
+                    probe=attempt.probe > 0,
                     sent=attempt.model,
                     waited=attempt.waited,
                 )

@@ -273,7 +273,7 @@ class ResilientExchange(Exchange, kw_only=True):
         if hedges is None or not self._record.stream:
             return
         hedges.earn()
-        slow = relay.health.slow_first_token(self.route.plan.base(model))
+        slow = relay.health.slow_first_token(self.route.plan.base(model), relay.clock.seconds())
         if slow is not None:
             self._hedging = relay.clock.callLater(slow, self._hedge)
 

@@ -201,7 +201,7 @@ def pack(explained: Explained) -> bytes:
 
 def _fields(route: Route | None, a: AttemptRecord) -> tuple[object, ...]:
     base = _base(route, a.model)
-    return base, a.model[:MAX_NAME], a.status, a.failure, a.failed, a.detail, a.started, a.waited, a.probe
+    return base, a.model[:MAX_NAME], a.status, a.failure, a.failed, a.detail, a.started, a.waited, a.probe > 0
 
 
 def _base(route: Route | None, model: str) -> str:
@@ -242,4 +242,4 @@ def unpack(request_id: str, data: bytes, reasons: bytes | None) -> dict[str, Any
 
 
 def _attempt(a: _Attempt) -> AttemptRecord:
-    return AttemptRecord(a.model, a.status, a.failure, a.failed, a.detail, a.started, a.waited, a.probe)
+    return AttemptRecord(a.model, a.status, a.failure, a.failed, a.detail, a.started, a.waited, int(a.probe))

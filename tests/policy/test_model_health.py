@@ -51,9 +51,10 @@ def test_the_time_doubles_to_a_limit_and_an_answer_ends_it() -> None:
         times.append(state.left(now))
         now += state.left(now)
         assert not state.open_at(now)
-        assert state.started(now)
+        probe = state.started(now)
+        assert probe
         assert state.open_at(now)
-        state.failed(now, probe=True)
+        state.failed(now, probe=probe)
     assert times == [10, 20, 35, 35]
     state.succeeded()
     assert (state.open_at(now), state.left(now)) == (False, 0)
@@ -78,6 +79,32 @@ def test_only_the_end_of_the_probe_frees_its_place() -> None:
     assert not fleet.started("a", 10)
     fleet.abandoned("a", probe=True)
     assert fleet.started("a", 10)
+
+
+def test_a_probe_that_was_lost_says_nothing_of_a_later_one() -> None:
+    """Whoever leaves or fails after its time neither frees the place of the probe that goes on nor ends it."""
+    fleet = cooled(FleetHealth(RULES))
+    lost = fleet.started("a", 10)
+    probe = fleet.started("a", 10 + PROBE_SECONDS)
+    fleet.abandoned("a", probe=lost)
+    assert not fleet.failed("a", 11 + PROBE_SECONDS, probe=lost)
+    assert fleet.is_cooling("a", 11 + PROBE_SECONDS)
+    assert not fleet.started("a", 11 + PROBE_SECONDS)
+    fleet.abandoned("a", probe=probe)
+    assert fleet.started("a", 11 + PROBE_SECONDS)
+
+
+def test_rules_that_let_nothing_cool_down_free_what_does() -> None:
+    """At once, whether it cools down or is probed; with other rules it goes on."""
+    for at in (1.0, 10.0):
+        fleet = cooled(FleetHealth(RULES))
+        fleet.started("a", at)
+        fleet.apply(CooldownRules(failures=5))
+        assert fleet.cooling(at) == {"a"}
+        fleet.apply(CooldownRules(failures=0))
+        assert (fleet.cooling(at), fleet.left(["a"], at), fleet.started("a", at)) == (frozenset(), 0, 0)
+        fleet.failed("a", at)
+        assert fleet.cooling(at) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +179,7 @@ class CooldownMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state, self.now, self.probes = Cooldown(RULES), 0.0, 0
+        self.state, self.now, self.probes, self.number = Cooldown(RULES), 0.0, 0, 0
 
     @rule(seconds=st.integers(0, 50))
     def wait(self, seconds: int) -> None:
@@ -163,11 +190,12 @@ class CooldownMachine(RuleBasedStateMachine):
         if self.state.started(self.now):
             assert not self.probes or self.now - self.began >= PROBE_SECONDS
             self.probes, self.began = 1, self.now
+            self.number += 1
 
     @rule(probe=st.booleans())
     def fail(self, probe: bool) -> None:
         left, cooled = self.state.left(self.now), self.state.found[1]
-        if self.state.failed(self.now, probe=probe and bool(self.probes)):
+        if self.state.failed(self.now, probe=self.number if probe and self.probes else 0):
             assert not left
             assert not cooled or (probe and self.probes)
             assert 10 <= self.state.left(self.now) <= 35
@@ -233,11 +261,22 @@ def test_the_percentile_needs_samples_and_keeps_few() -> None:
     fleet = FleetHealth()
     for _ in range(ENOUGH_SAMPLES - 1):
         fleet.succeeded("a", 9.0, 0)
-    assert fleet.slow_first_token("a") is None
+    assert fleet.slow_first_token("a", 0) is None
     for number in range(SAMPLES):
         fleet.succeeded("a", number / 100, 0)
-    assert fleet.slow_first_token("a") == 0.95
-    assert fleet.slow_first_token("b") is None
+    assert fleet.slow_first_token("a", FRESH_SECONDS) == 0.95
+    assert fleet.slow_first_token("b", 0) is None
+
+
+def test_the_percentile_of_another_day_says_nothing() -> None:
+    """Neither for itself nor beside the first sample after a long silence."""
+    fleet = FleetHealth()
+    for _ in range(SAMPLES):
+        fleet.succeeded("a", 0.1, 0)
+    assert fleet.slow_first_token("a", FRESH_SECONDS + 1) is None
+    assert fleet.as_json(FRESH_SECONDS + 1)["a"]["first_token_p95_ms"] is None
+    fleet.succeeded("a", 3.0, FRESH_SECONDS + 1)
+    assert fleet.slow_first_token("a", FRESH_SECONDS + 1) is None
 
 
 def test_the_number_of_models_is_bounded() -> None:
