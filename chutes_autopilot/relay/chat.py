@@ -270,6 +270,8 @@ class ChatRelay:
             wait = self.wait(exchange)
         elif limit.kind == "edge":
             wait = limit.retry_after or self.fuse.rules.first
+            if self.rules.ban_fuse:  # told by now: as long as the client will be refused here
+                wait = self.fuse.banned(exchange.payer, limit.retry_after, self.clock.seconds())
         elif self._failed_over(exchange, limit):
             wait = limit.retry_after or self.wait(exchange)
         else:

@@ -325,6 +325,26 @@ def test_other_429s_pass_at_once(body: bytes, headers: Any, kind: str) -> None:
     assert bool(bench.relay.fuse.bans) == (kind == "edge")
 
 
+@pytest.mark.parametrize("pieces", [True, False])
+def test_each_ban_page_says_how_long_the_client_is_refused(pieces: bool) -> None:
+    """Doubled with each, whether the page comes at once or bit by bit; where nobody is refused, for the first time."""
+    bench, waits = Bench(None), []
+    for _ in range(3):
+        bench.ask()
+        page = ResponseHead(429, b"Too Many Requests", ((b"Content-Type", b"text/html"),))
+        if pieces:
+            bench.last.observer.head(page)
+            bench.last.observer.body(b"<html>")
+            bench.last.observer.end()
+        else:
+            bench.last.observer.answer(page, b"<html>")
+        (line,) = [line for line in bench.downstream.own.split(b"\r\n") if line.startswith(b"Retry-After")]
+        waits.append(int(line.partition(b": ")[2]))
+        bench.wait(waits[-1])
+    assert waits == [60, 120, 240]
+    assert bench.metrics.rate_limits == {"edge": 3}
+
+
 def test_a_client_that_leaves_ends_a_wait() -> None:
     """Nothing is tried any more, nothing waits, and what had been waited is recorded."""
     bench = Bench()
