@@ -89,7 +89,10 @@ def replay(arguments: Sequence[str]) -> None:
 
 
 def _moments(directory: Path) -> Iterator[_Moment | None]:
-    """The rankings in the order of time; None for a snapshot that gives none."""
+    """The rankings in the order of time; None for a snapshot that gives none, or none of the gateway's.
+
+    Without a catalog the gateway would rank by names alone: that says nothing of an order by the catalog.
+    """
     snapshots = snapshots_in(directory)
     feeds = [kept for kept in snapshots if kept.source == "utilization"]
     catalogs = [kept for kept in snapshots if kept.source == "catalog"]
@@ -101,9 +104,10 @@ def _moments(directory: Path) -> Iterator[_Moment | None]:
         wanted = next((each for each in reversed(catalogs) if each.at <= kept.at), catalogs[0] if catalogs else None)
         if wanted is not None and (known is None or known[0] is not wanted):
             known = wanted, _catalog(directory, wanted)
-        body = read_snapshot(directory, kept)
+        catalog = known[1] if known else None
+        body = read_snapshot(directory, kept) if catalog is not None else None
         try:
-            ranking = rank(parse_utilization(body or b"").rows, known[1] if known else None)
+            ranking = rank(parse_utilization(body or b"").rows, catalog)
         except FeedError:
             ranking = ()
         yield _Moment(kept.at, min(max(gap, 0.001), LONGEST_HOLD), ranking) if ranking else None
@@ -112,9 +116,10 @@ def _moments(directory: Path) -> Iterator[_Moment | None]:
 def _catalog(directory: Path, kept: Kept) -> Catalog | None:
     body = read_snapshot(directory, kept)
     try:
-        return None if body is None else parse_catalog(body)
+        catalog = None if body is None else parse_catalog(body)
     except FeedError:
         return None
+    return catalog if catalog is not None and catalog.ids else None
 
 
 def _table(results: dict[str, Herding], top: int) -> Iterator[str]:

@@ -55,18 +55,20 @@ class Kept:
 
 
 def snapshots_in(directory: Path) -> list[Kept]:
-    """What the directory holds, oldest first.
+    """What the directory holds, oldest first; a name with a time that there is not is none of ours.
 
     :raises ArchiveError: it cannot be read.
     """
     try:
         with os.scandir(directory) as files:
             found = [
-                Kept(cast(Source, match[1]), _time(match[2]), file.stat().st_size)
+                Kept(cast(Source, match[1]), at, file.stat().st_size)
                 for file in files
-                if (match := _NAME.fullmatch(file.name)) and file.is_file(follow_symlinks=False)
+                if (match := _NAME.fullmatch(file.name))
+                and (at := _time(match[2])) is not None
+                and file.is_file(follow_symlinks=False)
             ]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ArchiveError(f"cannot read {str(directory)!r}: {_reason(error)}") from error
     return sorted(found, key=lambda kept: kept.at)
 
@@ -157,7 +159,11 @@ class FeedArchive:
         return kept
 
     def _surplus(self) -> list[Kept]:
-        """What must go, the oldest utilization first; a catalog goes once nothing that is left was ranked by it."""
+        """What must go, the oldest utilization first; a catalog goes once nothing that is left was ranked by it.
+
+        Where one utilization is left, which is asked for in vain or hardly changes, catalogs alone may be too much: then
+        they go too, the oldest first, but for the last one and the one that it was ranked by.
+        """
         size = sum(kept.size for kept in self._kept)
         feeds = [kept for kept in self._kept if kept.source == "utilization"]
         surplus: list[Kept] = []
@@ -169,6 +175,12 @@ class FeedArchive:
                 if catalog not in surplus:
                     surplus.append(catalog)
                     size -= catalog.size
+        catalogs = [kept for kept in self._kept if kept.source == "catalog" and kept not in surplus]
+        ranked_by = [kept for kept in catalogs if feeds and kept.at <= feeds[0].at][-1:] or catalogs[:1]
+        for catalog in catalogs[:-1]:
+            if size > self._max_bytes and catalog not in ranked_by:
+                surplus.append(catalog)
+                size -= catalog.size
         return surplus
 
     def _write(self, name: str, data: bytes) -> None:
@@ -183,7 +195,7 @@ class FeedArchive:
         try:
             entries = json.loads((self._directory / INDEX).read_bytes())["snapshots"]
             return {entry["file"]: int(entry["records"]) for entry in entries if entry["records"] is not None}
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return {}
 
 
@@ -201,9 +213,12 @@ def _index_of(snapshots: Iterable[Kept]) -> bytes:
     return json.dumps({"version": 1, "snapshots": entries}, indent=1).encode()
 
 
-def _time(text: str) -> float:
-    return datetime.strptime(text, _TIME).replace(tzinfo=UTC).timestamp()
+def _time(text: str) -> float | None:
+    try:
+        return datetime.strptime(text, _TIME).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
 
 
-def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

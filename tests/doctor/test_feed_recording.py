@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,42 @@ def test_the_oldest_go_first(tmp_path: Path) -> None:
     archive.close()
     assert [(kept.source, kept.at - START) for kept in archive.kept] == [("catalog", 4), ("utilization", 5)]
     assert [kept.at for kept in snapshots_in(tmp_path)] == [START + 4, START + 5]
+
+
+def test_catalogs_alone_are_bounded_too(tmp_path: Path) -> None:
+    """Where utilization hardly changes: what stays is its catalog and the newest one."""
+    archive = opened(tmp_path, 30_000)
+    archive.add("catalog", START, os.urandom(1000), 1)
+    archive.add("utilization", START + 1, os.urandom(1000), 1)
+    for number in range(2, 60):
+        archive.add("catalog", START + number, os.urandom(1000), 1)
+        assert sum(kept.size for kept in archive.kept) <= 30_000
+    assert [kept.at - START for kept in archive.kept[:2]] == [0, 1]
+    assert archive.kept[-1].at == START + 59
+    archive.close()
+
+
+@pytest.mark.parametrize(
+    "index", [b'{"snapshots": [{"file": "x", "records": 1e999}]}', b"[" * 100_000, b'{"snapshots": 5}', b"\xff"]
+)
+def test_a_damaged_index_is_none(tmp_path: Path, index: bytes) -> None:
+    """The files are the truth: what it would have said of them is not known."""
+    archive = opened(tmp_path)
+    archive.add("catalog", START, CATALOG, 3)
+    archive.close()
+    (tmp_path / "index.json").write_bytes(index)
+    archive = opened(tmp_path)
+    assert [(kept.at, kept.records) for kept in archive.kept] == [(START, None)]
+    archive.close()
+
+
+def test_a_name_with_a_time_that_there_is_not_is_another_file(tmp_path: Path) -> None:
+    """It is left alone, and so is the rest."""
+    archive = opened(tmp_path)
+    archive.add("catalog", START, CATALOG, 3)
+    archive.close()
+    (tmp_path / "utilization-20261399T000000.000Z.json.gz").write_bytes(b"")
+    assert [kept.at for kept in snapshots_in(tmp_path)] == [START]
 
 
 def test_a_clock_that_is_set_back(tmp_path: Path) -> None:
@@ -232,6 +269,25 @@ def test_replaying_what_changes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(spread["shares"]) == {"a/A", "b/B", "c/C"}
     assert 0.1 < spread["churn"] < 0.6
     assert spread["pressure"] < 1.1 < default["pressure"]
+
+
+@pytest.mark.parametrize("body", [b'{"data": []}', b"[", None])
+def test_without_its_catalog_a_feed_is_not_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: bytes | None
+) -> None:
+    """Names that end in -TEE would be ranked in its place, which says nothing of the order."""
+    archive = opened(tmp_path)
+    archive.add("catalog", START, CATALOG, 3)
+    archive.add("utilization", START + 1, feed(a=0.1, b=0.5), 2)
+    torn = archive.add("catalog", START + 2, body or CATALOG, 3)
+    if body is None:
+        file = tmp_path / torn.name
+        file.write_bytes(file.read_bytes()[:-9])
+    rows = [{"name": "a-TEE", "active_instance_count": 1}]
+    archive.add("utilization", START + 3, json.dumps(rows).encode(), 2)
+    archive.close()
+    report = replayed(capsys, str(tmp_path))
+    assert (report["unusable"], report["rankings"]["default"]["shares"]) == (1, {"a/A": 1.0})
 
 
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
