@@ -12,6 +12,7 @@ from chutes_autopilot import __version__
 from chutes_autopilot.cli.environment import ENV_FILE_HELP, command_parser, positive, read_text, settings_from
 from chutes_autopilot.doctor.diagnosis import Diagnosis
 from chutes_autopilot.doctor.findings import Finding, counts, fail, lines
+from chutes_autopilot.doctor.key import key_in
 from chutes_autopilot.doctor.machine import changed_settings, effective_settings
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError
 
@@ -49,11 +50,11 @@ async def _examine(options: Any, reactor: Any, environ: Mapping[str, str]) -> No
     except SettingsError as error:
         findings += [_faulty(fault) for fault in error.faults]
     if options.key_file is not None:
-        try:
-            key = read_text(options.key_file).strip().encode("ascii") or None
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            findings.append(fail("key", "file", f"cannot be read: {reason}", "see --key-file"))
+        found = key_in(options.key_file, read_text)
+        if isinstance(found, Finding):
+            findings.append(found)
+        else:
+            key = found
     if settings is not None:
         endpoints = options.endpoint or [settings.listen_endpoint]
         if settings.admin_endpoint:

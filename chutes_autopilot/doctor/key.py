@@ -7,15 +7,26 @@ balance or quota: those show only with a paid request, which is not made here.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from chutes_autopilot.doctor.connections import is_loopback
 from chutes_autopilot.doctor.findings import Finding, fail, ok, warn
+from chutes_autopilot.settings import SettingsError, read_settings
 from chutes_autopilot.upstream.fetch import FetchError, fetch_answer
 
 _FORM = re.compile(rb"cpk_[a-f0-9]{32}\.[a-f0-9]{32}\.[a-zA-Z0-9]{32}")
 _UNTOLD = "the call failed, which is no verdict on the key: run this again later"
+
+
+def key_in(path: str, read_file: Callable[[str], str]) -> bytes | Finding:
+    """The key of a file as the gateway would read it from CHUTES_API_KEY_FILE, or why it would not start."""
+    try:
+        key = read_settings({"CHUTES_API_KEY_FILE": path}, read_file).chutes_api_key
+    except SettingsError as error:
+        return fail("key", "file", "; ".join(fault.partition(": ")[2] for fault in error.faults), "see --key-file")
+    return key or fail("key", "file", "no file is named", "see --key-file")
 
 
 def check_form(key: bytes) -> Finding:

@@ -23,7 +23,7 @@ from chutes_autopilot.doctor.connections import check_connection
 from chutes_autopilot.doctor.diagnosis import Diagnosis
 from chutes_autopilot.doctor.feeds import check_age
 from chutes_autopilot.doctor.findings import Finding
-from chutes_autopilot.doctor.key import check_form
+from chutes_autopilot.doctor.key import check_form, key_in
 from chutes_autopilot.doctor.listeners import check_endpoint_free
 from chutes_autopilot.doctor.machine import check_descriptors, check_key_file, check_settings, check_workers
 from chutes_autopilot.doctor.routing import check_models, check_rules
@@ -136,6 +136,22 @@ def test_the_form_of_a_key(key: bytes) -> None:
     finding = check_form(key)
     assert (check_form(KEY).level, finding.level) == ("ok", "warn")
     assert key.decode() not in repr(finding)
+
+
+@pytest.mark.parametrize("text", [f"{KEY!r}\n{KEY!r}\n", "cpk_1\x07", "cl\u00e9", "", None])
+def test_a_key_file_that_the_gateway_would_refuse_fails(text: str | None) -> None:
+    """Without a word of what it holds."""
+
+    def read(path: str) -> str:
+        if text is None:
+            raise FileNotFoundError(2, "No such file or directory")
+        return text
+
+    found = key_in("/run/key", read)
+    assert isinstance(found, Finding)
+    assert (found.level, found.check, found.subject) == ("fail", "key", "file")
+    assert KEY.decode() not in repr(found)
+    assert key_in("/run/key", lambda path: KEY.decode() + "\n") == KEY
 
 
 async def test_a_key_is_never_sent_in_the_clear(settings_for: MakeSettings, platform: Platform) -> None:
