@@ -12,6 +12,8 @@ from chutes_autopilot.errors import ApiError
 
 Header = tuple[bytes, bytes]
 
+SHOULD_RETRY = b"x-should-retry"
+"""By which SDKs are told whether to ask again by themselves."""
 LONGEST_RETRY_AFTER = 60
 """Seconds a client is told to wait at most, but for a ban: SDKs take longer ones for a mistake."""
 JITTER = 0.25
@@ -119,7 +121,7 @@ def wait_when_exhausted(cooling: float, until_feed: float, client: bytes) -> flo
 
 def no_retry_headers(seconds: float) -> tuple[Header, Header]:
     """Tell SDKs to leave it, and everybody else when to come back (RFC 9110 section 10.2.3)."""
-    return (b"x-should-retry", b"false"), (b"Retry-After", b"%d" % max(1, -int(-seconds // 1)))
+    return (SHOULD_RETRY, b"false"), (b"Retry-After", b"%d" % max(1, -int(-seconds // 1)))
 
 
 def without_wait(headers: tuple[Header, ...]) -> tuple[Header, ...]:

@@ -43,7 +43,7 @@ from chutes_autopilot.policy.plan import Plan
 from chutes_autopilot.policy.rate_limits import RateLimit
 from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.policy.resilience import Resilience, Resilient
-from chutes_autopilot.policy.retry_shield import BanFuse, no_retry_headers, without_wait
+from chutes_autopilot.policy.retry_shield import SHOULD_RETRY, BanFuse, no_retry_headers, without_wait
 from chutes_autopilot.policy.stickiness import StickyChoice
 from chutes_autopilot.relay.call import ChatCall, Client
 from chutes_autopilot.relay.continuations import Continuations, may_be_continued
@@ -422,6 +422,8 @@ class Exchange(Unshown, eq=False):
         else:
             self._pipe = ContinuingPipe(*parts, continuations)
         attempt.observer = self._pipe
+        if head.status >= RATE_LIMITED and SHOULD_RETRY in own:
+            head = _without_advice(head)
         self._downstream.start(head, own, self._pipe, keeps_body=continuations is not None)
 
     def _continuations(self, head: ResponseHead, limits: Limits) -> Continuations | None:
@@ -460,6 +462,8 @@ class Exchange(Unshown, eq=False):
         own = self._commit(head, limit)
         if limit is not None:
             self._relay.rate_limited(self, limit, self._record.attempts[-1])
+        if head.status >= RATE_LIMITED and SHOULD_RETRY in own:
+            head = _without_advice(head)
         self._downstream.answer(head, own, data)
         self._record.bytes_out = len(data)
         self._finish("complete", None)
@@ -564,3 +568,8 @@ class Exchange(Unshown, eq=False):
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.abort()
+
+
+def _without_advice(head: ResponseHead) -> ResponseHead:
+    """An answer to which our own advice on retries was added, without the upstream's."""
+    return ResponseHead(head.status, head.reason, tuple(h for h in head.headers if h[0].lower() != SHOULD_RETRY))

@@ -326,6 +326,22 @@ def test_other_429s_pass_at_once(body: bytes, headers: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("pieces", [True, False])
+def test_our_advice_on_retries_takes_the_place_of_the_upstreams(pieces: bool) -> None:
+    """Two that contradict each other would leave it to the SDK; alone the upstream's passes."""
+    headers = ((b"X-Should-Retry", b"true"), (b"X-Other", b"1"))
+    for model, left in ((ALIAS, headers[1:]), ("a/A", headers)):
+        bench = Bench(None, max_attempts=1)
+        bench.ask(model)
+        if pieces:
+            bench.last.observer.head(ResponseHead(503, b"X", headers))
+        else:
+            bench.last.answers(503, b"full", *headers)
+        assert bench.downstream.head is not None
+        assert bench.downstream.head.headers == left
+        assert (b"x-should-retry: false" in bench.downstream.own) == (model == ALIAS)
+
+
+@pytest.mark.parametrize("pieces", [True, False])
 def test_each_ban_page_says_how_long_the_client_is_refused(pieces: bool) -> None:
     """Doubled with each, whether the page comes at once or bit by bit; where nobody is refused, for the first time."""
     bench, waits = Bench(None), []
