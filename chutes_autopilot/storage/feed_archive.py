@@ -161,8 +161,8 @@ class FeedArchive:
     def _surplus(self) -> list[Kept]:
         """What must go, the oldest utilization first; a catalog goes once nothing that is left was ranked by it.
 
-        Where one utilization is left, which is asked for in vain or hardly changes, catalogs alone may be too much: then
-        they go too, the oldest first, but for the last one and the one that it was ranked by.
+        Where one utilization is left, which is asked for in vain or hardly changes, catalogs alone may be too much: the
+        oldest of them go, but for the last one and the one that it was ranked by.
         """
         size = sum(kept.size for kept in self._kept)
         feeds = [kept for kept in self._kept if kept.source == "utilization"]
