@@ -28,15 +28,21 @@ RETRY_SECONDS = 5.0
 RefreshState = Literal["ready", "failed", "recovered"]
 
 
+def _nobody_asks(_usable: bool) -> None:
+    pass
+
+
 @frozen
 class Fetched:
-    """A source's answer that did not come just now.
+    """A source's answer that did not come just now, or that somebody waits to hear of.
 
     :param at: when it came, in the clock's seconds.
+    :param judged: told whether the answer could be used and is in force now.
     """
 
     body: bytes = field(repr=False)
     at: float
+    judged: Callable[[bool], object] = field(default=_nobody_asks, eq=False, repr=False)
 
 
 class NothingNewer(Exception):
@@ -101,19 +107,18 @@ class _Refresh:
     async def refresh(self) -> None:
         """Fetch once and take what came, or keep what there is. Only cancellation gets out."""
         started = self._clock.seconds()
-        body = b""
+        fetched = Fetched(b"", started)
         try:
-            fetched = await self._fetch()
-            if isinstance(fetched, Fetched):
-                body, fetched_at = fetched.body, fetched.at
-            else:
-                body, fetched_at = fetched, self._clock.seconds()
-            outcome, detail = "ok", await self._take(body, fetched_at)
+            got = await self._fetch()
+            fetched = got if isinstance(got, Fetched) else Fetched(got, self._clock.seconds())
+            outcome, detail = "ok", await self._take(fetched.body, fetched.at)
+            fetched.judged(True)
         except NothingNewer:
             self._observer.refreshed(self.source, "unchanged", max(0.0, self._clock.seconds() - started))
             return
         except (FetchError, FeedError) as error:
             outcome, detail = error.reason, f"{error.reason}: {error}"
+            fetched.judged(False)
         self._observer.refreshed(self.source, outcome, max(0.0, self._clock.seconds() - started))
         if outcome != self._last_outcome:
             self._last_outcome = outcome
@@ -122,7 +127,7 @@ class _Refresh:
         if self._listener is not None:
             try:
                 if outcome == "ok":
-                    self._listener.fetched(self.source, body, fetched_at)
+                    self._listener.fetched(self.source, fetched.body, fetched.at)
                 else:
                     self._listener.failed(self.source, detail)
             except Exception:  # noqa: BLE001 - reported; nothing that listens may end the refreshes

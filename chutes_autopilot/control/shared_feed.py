@@ -1,6 +1,7 @@
 """One replica asks the platform, the others read what it got."""
 
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import define, field
@@ -10,7 +11,7 @@ from chutes_autopilot.control.refresh import Fetched, NothingNewer
 from chutes_autopilot.upstream.fetch import FetchError
 
 FAILURES = 2
-"""So many fetches in a row that fail make a replica leave the asking to another."""
+"""So many fetches in a row that fail or bring nothing usable make a replica leave the asking to another."""
 
 PATIENCE = 2.5
 """Intervals for which a replica waits for whoever has the lock. A new holder is there by then, but for the worst of
@@ -53,10 +54,13 @@ class SharedFetch:
 
     ::
 
-        has the lock ───────────────────────▶ asks, and shares the answer
+        has the lock ───────────────────────▶ asks, and shares the answer once it was judged usable
         has not, the store has a newer one ─▶ takes that
         has not, its own is recent ─────────▶ NothingNewer
         has not, its own is old or missing ─▶ asks: whoever has the lock gets nothing, or there is no store
+
+    Its own is the last one that was judged usable. What the store has is left alone where the last one there was of no
+    use and its own is old.
 
     :param name: of the answer in the store.
     :param interval: seconds between two fetches.
@@ -71,33 +75,51 @@ class SharedFetch:
     _usable: Callable[[], bool]
     _now: Callable[[], float]
     _latest: float = field(init=False, default=0.0)
+    _read: float = field(init=False, default=0.0)
+    _read_in_vain: bool = field(init=False, default=False)
     _failures: int = field(init=False, default=0)
 
     async def fetch(self) -> Fetched:
-        """The newest answer; raises FetchError, and NothingNewer where the last one is still the newest."""
+        """The newest answer; raises FetchError, and NothingNewer where the last one is still the newest.
+
+        Whoever takes it says by its ``judged`` whether it could be used: only such a one is shared.
+        """
         await self._bodies.settled()
         if not self._usable() or self._lock.held:
             return await self._asked()
-        shared = await self._bodies.get(self._name, self._latest)
-        if shared is not None and shared.at <= self._now() + self._interval:
-            return self._took(Fetched(shared.body, shared.at))
-        if self._now() - self._latest < PATIENCE * self._interval:
+        old = self._now() - self._latest >= PATIENCE * self._interval
+        if not (old and self._read_in_vain):
+            shared = await self._bodies.get(self._name, max(self._latest, self._read))
+            if shared is not None and shared.at <= self._now() + self._interval:
+                self._read = shared.at
+                return Fetched(shared.body, shared.at, partial(self._judged_shared, shared.at))
+        if not old:
             raise NothingNewer
         return await self._asked()
 
     async def _asked(self) -> Fetched:
         try:
-            fetched = self._took(Fetched(await self._fetch(), self._now()))
+            body = await self._fetch()
         except FetchError:
-            self._failures += 1
-            if self._failures >= FAILURES and self._lock.held:
-                self._failures = 0
-                self._lock.resign()
+            self._failed()
             raise
-        self._failures = 0
-        self._bodies.share(self._name, fetched.body, fetched.at, 4 * self._interval)
-        return fetched
+        at = self._now()
+        return Fetched(body, at, partial(self._judged, body, at))
 
-    def _took(self, fetched: Fetched) -> Fetched:
-        self._latest = fetched.at
-        return fetched
+    def _judged(self, body: bytes, at: float, usable: bool) -> None:
+        if not usable:
+            self._failed()
+            return
+        self._failures, self._latest, self._read_in_vain = 0, at, False
+        self._bodies.share(self._name, body, at, 4 * self._interval)
+
+    def _judged_shared(self, at: float, usable: bool) -> None:
+        self._read_in_vain = not usable
+        if usable:
+            self._latest = at
+
+    def _failed(self) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES and self._lock.held:
+            self._failures = 0
+            self._lock.resign()

@@ -35,7 +35,11 @@ class Store:
 
 @define(eq=False)
 class Replica:
-    """One that polls every 5 seconds; ``answers`` is what the platform says to it."""
+    """One that polls every 5 seconds.
+
+    :param platform: whether it can be reached from here.
+    :param sensible: whether what comes can be used here.
+    """
 
     clock: Clock
     store: Store
@@ -44,6 +48,7 @@ class Replica:
     resigned: int = 0
     asked: int = 0
     platform: bool = True
+    sensible: bool = True
 
     _fetch: SharedFetch = field(init=False)
 
@@ -53,6 +58,7 @@ class Replica:
 
     def resign(self) -> None:
         self.resigned += 1
+        self.held = False
 
     async def _ask(self) -> bytes:
         self.asked += 1
@@ -64,7 +70,10 @@ class Replica:
         """What comes of one poll."""
         result: list[Any] = []
         Deferred.fromCoroutine(self._fetch.fetch()).addBoth(result.append)
-        return result[0] if isinstance(result[0], Fetched) else result[0].type
+        if not isinstance(result[0], Fetched):
+            return result[0].type
+        result[0].judged(self.sensible)
+        return result[0]
 
 
 @pytest.fixture
@@ -147,6 +156,36 @@ def test_who_cannot_reach_the_platform_leaves_it_to_another(clock: Clock, pair: 
     assert follower.resigned == 0, "it has nothing to give up"
 
 
+def test_an_answer_of_no_use_is_not_shared_and_costs_the_lock(clock: Clock, pair: tuple[Replica, Replica]) -> None:
+    """What a proxy between one replica and the platform makes of an answer is no answer for the others; whoever gets
+    nothing else twice in a row leaves the asking to another."""
+    leader, follower = pair
+    follower.poll()
+    leader.sensible = False
+    for polls in (1, 2):
+        clock.advance(5)
+        leader.poll()
+        assert follower.poll() is NothingNewer
+        assert leader.resigned == polls - 1
+    assert leader.store.kept == {"feed": Fetched(b"1000", 1000.0)}
+    clock.advance(5)
+    assert follower.poll() == Fetched(b"1015", 1015.0)
+
+
+def test_a_shared_answer_of_no_use_keeps_nobody_from_asking(clock: Clock, pair: tuple[Replica, Replica]) -> None:
+    """However often the store has a new one: what cannot be used is not what a replica has."""
+    _, follower = pair
+    follower.poll()
+    for at in (1005.0, 1010.0, 1015.0):
+        clock.advance(5)
+        follower.sensible = at == 1015.0
+        follower.store.kept["feed"] = Fetched(b"<html>", at)
+        polled = follower.poll()
+        assert polled == (Fetched(b"1015", at) if follower.sensible else Fetched(b"<html>", at))
+    clock.advance(5)
+    assert follower.poll() is NothingNewer, "what it asked for is its own again"
+
+
 def test_an_answer_from_the_future_is_not_believed(clock: Clock, pair: tuple[Replica, Replica]) -> None:
     """A clock that is wrong elsewhere must not keep newer answers away."""
     leader, follower = pair
@@ -155,8 +194,10 @@ def test_an_answer_from_the_future_is_not_believed(clock: Clock, pair: tuple[Rep
 
 
 def test_a_refresh_takes_the_time_of_the_answer_and_says_where_there_is_none(clock: Clock) -> None:
-    """The snapshot is as old as what it was made of; that there is nothing newer changes nothing, and is no failure."""
+    """The snapshot is as old as what it was made of; that there is nothing newer changes nothing, and is no failure.
+    Whoever brought an answer hears whether it was of use."""
     outcomes: list[str] = []
+    judged: list[bool] = []
 
     class Observer:
         def refreshed(self, source: str, outcome: str, seconds: float) -> None:
@@ -166,7 +207,12 @@ def test_a_refresh_takes_the_time_of_the_answer_and_says_where_there_is_none(clo
             outcomes.append(state)
 
     holder = SnapshotHolder()
-    answers: list[Fetched | Exception] = [Fetched(b"[]", 990.0), NothingNewer(), FetchError("network", "x")]
+    answers: list[Fetched | Exception] = [
+        Fetched(b"[]", 990.0, judged.append),
+        NothingNewer(),
+        FetchError("network", "x"),
+        Fetched(b"<html>", 999.0, judged.append),
+    ]
 
     async def fetch() -> Fetched:
         answer = answers.pop(0)
@@ -175,8 +221,9 @@ def test_a_refresh_takes_the_time_of_the_answer_and_says_where_there_is_none(clo
         return answer
 
     refresh = UtilizationRefresh(fetch, SnapshotBuilder(holder, clock), clock, Observer())
-    for _ in range(3):
+    for _ in range(4):
         Deferred.fromCoroutine(refresh.refresh())
         clock.pump([0] * 5)
     assert holder.current.feed_fetched_at == 990.0
-    assert outcomes == ["ok", "ready", "unchanged", "network", "failed"]
+    assert outcomes == ["ok", "ready", "unchanged", "network", "failed", "invalid", "failed"]
+    assert judged == [True, False]
