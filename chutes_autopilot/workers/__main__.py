@@ -25,7 +25,7 @@ from chutes_autopilot.tap import spare_the_collector
 from chutes_autopilot.workers.channel import Channel
 from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import Begin, Ready, ToWorker
-from chutes_autopilot.workers.worker import Gateway, Worker
+from chutes_autopilot.workers.worker import Gateway, Worker, WorkerLog
 
 SPARED_AFTER = 1.0
 """Seconds from the start of the service until the garbage collector leaves alone what was made for it."""
@@ -61,6 +61,10 @@ def _left_to_the_parent(_reason: object) -> None:
     pass
 
 
+def _nothing_waits() -> None:
+    pass
+
+
 _HANG_UP = {signal.SIGHUP: _left_to_the_parent}
 
 
@@ -70,10 +74,11 @@ class _Begun:
     def __init__(self) -> None:
         self._requests: Callable[[RequestRecord], object] | None = None
 
-    def log(self, begin: Begin, settings: Settings) -> Callable[[Settings], None]:
-        """Begin the log; the result sets its level."""
+    def log(self, begin: Begin, settings: Settings) -> WorkerLog:
+        """Begin the log."""
         threshold = Threshold(settings.log_level)
         observer: Any
+        flush: Callable[[], object] = _nothing_waits
         if begin.syslog is not None:
             from twisted.python.syslog import SyslogObserver  # there is no syslog on every platform
 
@@ -82,10 +87,11 @@ class _Begun:
         else:
             later = partial(reactor.callLater, WRITTEN_WITHIN)
             observer = log_observer(WholeLines(sys.stdout), settings.log_format, threshold, later, worker=begin.number)
-            reactor.addSystemEventTrigger("after", "shutdown", observer.flush)
+            flush = observer.flush
+            reactor.addSystemEventTrigger("after", "shutdown", flush)
             self._requests = observer.request_finished
         globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
-        return lambda settings: threshold.set(settings.log_level)
+        return WorkerLog(lambda settings: threshold.set(settings.log_level), flush)
 
     def gateway(self, settings: Settings, endpoints: tuple[str, ...], link: ParentLink) -> Gateway:
         """Make what serves."""

@@ -11,14 +11,14 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.interfaces import IProcessTransport
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chutes_autopilot.steady_time import time_begun
 from chutes_autopilot.workers.channel import Channel
-from chutes_autopilot.workers.messages import Message, ToParent
+from chutes_autopilot.workers.messages import Drain, Draining, Message, ToParent
 
 CHANNEL = 3
 """The descriptor at which a worker finds its channel; all others come over that."""
@@ -29,6 +29,9 @@ CHECKED_SECONDS = 2.0
 STUCK_CHECKS = 30
 """So often in a row it may be found to have said nothing before it is killed. They are counted, as a clock would also
 count the time for which the whole machine stood still."""
+
+LAST_SECONDS = 3.0
+"""How long one that ends in order may go on without its channel, for its last lines of the log, before it is killed."""
 
 _CODE = (
     "import json, sys; sys.path[:], *given = json.loads(sys.argv[1]); "
@@ -58,13 +61,16 @@ class WorkerProcess:
     channel: Channel = attrs.field(init=False)
     transport: IProcessTransport | None = attrs.field(default=None, init=False)
     _silent: int = attrs.field(default=0, init=False)
+    _ending: bool = attrs.field(default=False, init=False)
+    _last_moment: IDelayedCall | None = attrs.field(default=None, init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
-        self.channel = Channel(ToParent, self._reactor, lambda message: self.received(message), self._lost)
+        self.channel = Channel(ToParent, self._reactor, self._says, self._lost)
 
     def tell(self, message: Message) -> None:
         """Tell it; nothing is done where it is gone."""
+        self._ending = self._ending or isinstance(message, Drain)
         self.channel.send(message)
 
     def check(self) -> None:
@@ -84,13 +90,23 @@ class WorkerProcess:
     def process_ended(self, reason: Failure) -> None:
         """It is gone, as Twisted tells it."""
         self.transport = None
+        if self._last_moment is not None and self._last_moment.active():
+            self._last_moment.cancel()
         self.channel.close()
         self.gone("by itself" if reason.check(ProcessDone) else _how(reason.value))
         self.ended.callback(None)
 
+    def _says(self, message: Any) -> None:
+        self._ending = self._ending or isinstance(message, Draining)
+        self.received(message)
+
     def _lost(self) -> None:
-        """One that cannot be told anything any more is of no use, should it be alive at all."""
-        self.kill()
+        """One that cannot be told anything any more is of no use, should it be alive at all; if it is about to end,
+        its channel is merely the first to go."""
+        if not self._ending:
+            self.kill()
+        elif self.transport is not None:
+            self._last_moment = self._reactor.callLater(LAST_SECONDS, self.kill)
 
 
 class _Process(ProcessProtocol):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -46,6 +47,18 @@ class Gateway(Protocol):
     def stopService(self) -> Any: ...
 
 
+@attrs.frozen
+class WorkerLog:
+    """A log that has begun.
+
+    :ivar set_level: takes it from settings.
+    :ivar flush: writes what waits to be written with more.
+    """
+
+    set_level: Callable[[Settings], None]
+    flush: Callable[[], object]
+
+
 def settings_from(sources: Sources, workers: int) -> Settings:
     """One worker's settings, the same as its siblings'."""
     variables, files = sources.texts()
@@ -56,17 +69,17 @@ def settings_from(sources: Sources, workers: int) -> Settings:
 class Worker:
     """One worker process.
 
-    :param begin_log: begins the log, by what the worker was told first and its settings; the result sets its level.
+    :param begin_log: begins the log, by what the worker was told first and its settings.
     :param build: makes the service, not yet started.
     """
 
     _reactor: Any
-    _begin_log: Callable[[Begin, Settings], Callable[[Settings], None]]
+    _begin_log: Callable[[Begin, Settings], WorkerLog]
     _build: Callable[[Settings, tuple[str, ...], ParentLink], Gateway]
     channel: Channel = attrs.field(init=False)
     _link: ParentLink = attrs.field(init=False)
     _gateway: Gateway | None = attrs.field(default=None, init=False)
-    _level: Callable[[Settings], None] = attrs.field(init=False)
+    _own_log: WorkerLog = attrs.field(init=False)
     _lent: dict[int, list[IListeningPort]] = attrs.field(factory=dict, init=False)
     _serving: bool = attrs.field(default=False, init=False)
     _ending: bool = attrs.field(default=False, init=False)
@@ -121,7 +134,7 @@ class Worker:
 
     def _begin(self, begin: Begin) -> None:
         settings = attrs.evolve(settings_from(begin.sources, begin.workers), client_key_secret=begin.client_key_secret)
-        self._level = self._begin_log(begin, settings)
+        self._own_log = self._begin_log(begin, settings)
         descriptors = self.channel.take_descriptors(1 + len(begin.endpoints))
         self._link = ParentLink(begin, self.channel, self._reactor, descriptors)
         self._gateway = self._build(settings, begin.endpoints, self._link)
@@ -130,7 +143,7 @@ class Worker:
         if self._gateway is None:
             return
         settings = settings_from(sources, self._link.begin.workers)
-        self._level(settings)
+        self._own_log.set_level(settings)
         self._gateway.apply(settings)
 
     def _serve(self) -> None:
@@ -139,10 +152,18 @@ class Worker:
             return
         gateway.privilegedStartService()
         gateway.startService()
-        self._reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._stop, gateway)
         self._link.adopted()
         self._serving = True
         self.channel.send(Serving())
+
+    def _stop(self, gateway: Gateway) -> Deferred[Any]:
+        # the reactor closes the channel next, and a worker without one may be killed: nothing may wait until later
+        return maybeDeferred(gateway.stopService).addBoth(self._flushed)
+
+    def _flushed(self, result: Any) -> Any:
+        self._own_log.flush()
+        return result
 
     def _take(self, number: int) -> None:
         descriptors = self.channel.take_descriptors(len(self._link.begin.endpoints))

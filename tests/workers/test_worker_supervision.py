@@ -21,6 +21,7 @@ from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.retry_shield import BanFuse
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.signatures import SignedExchange
+from chutes_autopilot.workers import worker as serving_worker
 from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, encoded
 from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import (
@@ -44,9 +45,10 @@ from chutes_autopilot.workers.messages import (
     ToWorker,
 )
 from chutes_autopilot.workers.parent import Orders, ParentService
-from chutes_autopilot.workers.processes import CHECKED_SECONDS, STUCK_CHECKS, WorkerProcess
+from chutes_autopilot.workers.processes import CHECKED_SECONDS, LAST_SECONDS, STUCK_CHECKS, WorkerProcess
 from chutes_autopilot.workers.supervision import BACKOFF_FIRST, BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
+from chutes_autopilot.workers.worker import WorkerLog
 
 SOCKETS = {0: (10,), 1: (11,), 2: (12,)}
 STICKY = 9
@@ -298,6 +300,47 @@ def test_one_that_cannot_be_told_anything_is_killed() -> None:
     first, *_ = world.serve()
     first.worker.channel.connectionLost()
     assert first.signals == ["KILL"]
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_one_that_ends_in_order_has_time_for_its_last_words(by_itself: bool) -> None:
+    """Its channel goes before it does: it is killed only where it does not end soon after."""
+    world = World()
+    first, second, *_ = world.serve()
+    for process in (first, second):
+        process.says(Draining()) if by_itself else process.worker.tell(Drain())
+        process.worker.channel.connectionLost()
+    first.ends(DONE)
+    world.clock.advance(LAST_SECONDS - 0.01)
+    assert (first.signals, second.signals) == ([], [])
+    world.clock.advance(0.01)
+    assert (first.signals, second.signals) == ([], ["KILL"])
+
+
+def test_a_worker_writes_what_waits_to_be_logged_before_its_channel_goes() -> None:
+    """Once all its answers have ended: the reactor closes connections next, and whoever has lost its channel may be
+    killed."""
+    triggers: list[Any] = []
+    happened: list[str] = []
+    stopped: Deferred[None] = Deferred()
+    reactor = SimpleNamespace(addSystemEventTrigger=lambda *trigger: triggers.append(trigger), stop=lambda: None)
+    gateway = SimpleNamespace(
+        privilegedStartService=lambda: None, startService=lambda: None, stopService=lambda: stopped
+    )
+    log = WorkerLog(lambda _settings: None, lambda: happened.append("flushed"))
+    worker = serving_worker.Worker(reactor, lambda *_: log, lambda *_: gateway)  # type: ignore[arg-type, return-value]
+    worker.channel = Channel(ToWorker, Clock(), worker.received, worker.lost)
+    for _ in range(2):
+        worker.channel.fileDescriptorReceived(os.dup(0))
+    worker.received(World().parent.begin(1))
+    worker.received(Go())
+    ((phase, event, stop, *arguments),) = triggers
+    assert (phase, event) == ("before", "shutdown")
+    stopping = stop(*arguments).addCallback(lambda _: happened.append("goes on"))
+    assert happened == []
+    stopped.callback(None)
+    assert stopping.called
+    assert happened == ["flushed", "goes on"]
 
 
 def test_what_a_worker_counted_counts_once_if_it_dies_while_others_are_asked() -> None:
