@@ -58,7 +58,6 @@ from chutes_autopilot.web.explorer.streams import StreamRoutes
 if TYPE_CHECKING:
     from chutes_autopilot.shared_composition import Sharing
 
-ChangeListener = Callable[[Sequence[Change]], object]
 
 MEGABYTE = 1024 * 1024
 
@@ -150,10 +149,10 @@ def build_explorer(
         part.setServiceParent(service)
     webhooks = None
     if demo is None:  # what is simulated is nobody's news
-        webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root)
+        webhooks = _webhooks(settings, reactor, directory, in_thread, metrics, trust_root, sharing)
         if webhooks is not None:
             webhooks.setServiceParent(service)
-            truth.change_listeners.append(of_one(webhooks.changed, sharing))
+            truth.change_listeners.append(webhooks.changed)
     feed = Feed(lambda: truth.changes_seen, truth.recent, now())
     parts = ExplorerParts(
         truth=lambda: truth.current,
@@ -191,16 +190,16 @@ def build_explorer(
     return Explorer(parts, sources, measurements, truth)
 
 
-def of_one(told: ChangeListener, sharing: "Sharing | None") -> ChangeListener:
-    """Of all replicas that send webhooks one is told what happened to models, where they know of each other."""
-    if sharing is None:
-        return told
-    lock = sharing.lock("webhooks")
-    return lambda changes: told(changes) if lock.held else None
 
 
 def _webhooks(
-    settings: Settings, reactor: Any, directory: Path, in_thread: InThread, metrics: Metrics, trust_root: Any
+    settings: Settings,
+    reactor: Any,
+    directory: Path,
+    in_thread: InThread,
+    metrics: Metrics,
+    trust_root: Any,
+    sharing: "Sharing | None",
 ) -> Webhooks | None:
     endpoints = read_webhooks(settings.webhooks_file)
     if not endpoints:
@@ -218,9 +217,13 @@ def _webhooks(
         reactor,
         reactor.seconds,
         random,
-        lambda: "msg_" + secrets.token_hex(12),
+        _all_claimed if sharing is None else sharing.changes.claim,
         attempts,
     )
+
+
+async def _all_claimed(changes: Sequence[Change]) -> Sequence[tuple[Change, str]]:
+    return [(change, "msg_" + secrets.token_hex(12)) for change in changes]
 
 
 def read_webhooks(path: str | None) -> tuple[WebhookEndpoint, ...]:

@@ -22,6 +22,7 @@ from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.storage.redis_connection import RedisConnection, redis_endpoint
 from chutes_autopilot.storage.redis_lock import BEAT, SharedLock
 from chutes_autopilot.storage.shared_bodies import SharedBodies
+from chutes_autopilot.storage.shared_changes import SharedChanges
 from chutes_autopilot.storage.shared_cooldowns import SharedCooldowns
 from chutes_autopilot.storage.shared_records import SharedExchanges, SharedRecords
 from chutes_autopilot.storage.shared_sticky import SharedStickyStore
@@ -77,6 +78,7 @@ class Sharing(MultiService):
         )
         self.exchanges = SharedExchanges(redis, naming(b"signed"), settings.chat_cache_expiration, reactor)
         self.bodies = SharedBodies(redis, naming(b"body"), in_thread, MAX_BODY_BYTES, self._settled)
+        self.changes = SharedChanges(redis, naming(b"change"), self._fleet, self._settled)
         redis.connected.append(self._settle)
 
     def stopService(self) -> Deferred[None]:
@@ -94,11 +96,7 @@ class Sharing(MultiService):
     @cached_property
     def polling(self) -> SharedLock:
         """Whoever holds it asks the platform for all; tried for only where there are refreshes."""
-        return self.lock("polling")
-
-    def lock(self, name: str) -> SharedLock:
-        """A lock among the replicas of this deployment, which is tried for from the start on."""
-        lock = SharedLock(self.redis, self._reactor, f"{name}:{self._fleet}", BEAT)
+        lock = SharedLock(self.redis, self._reactor, f"polling:{self._fleet}", BEAT)
         self.redis.connected.append(lock.connected)
         lock.setServiceParent(self)
         return lock

@@ -10,7 +10,7 @@ A message may come twice, as when the service is stopped while it is being answe
 """
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from twisted.application.service import Service
@@ -57,12 +57,16 @@ class Sender(Protocol):
         """Cut everything off."""
 
 
+Claim = Callable[[Sequence[Change]], Awaitable[Sequence[tuple[Change, str]]]]
+
+
 class Webhooks(Service):
     """Queues messages and delivers them, a few at once, for as long as it takes.
 
     :param now: Unix time, seconds; what is written into the queue.
     :param random: evenly distributed in [0, 1).
-    :param new_id: a new unguessable id without dots.
+    :param claim: of changes those that are to be told by this process, each with the id of its message: unguessable,
+        without dots, the same where another process tells the same change.
     :param attempts: counts attempts by outcome: ``delivered``, ``failed``, ``dead``, ``gone``.
     """
 
@@ -74,7 +78,7 @@ class Webhooks(Service):
         clock: IReactorTime,
         now: Callable[[], float],
         random: Callable[[], float],
-        new_id: Callable[[], str],
+        claim: Claim,
         attempts: Counter[str],
     ) -> None:
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
@@ -83,7 +87,7 @@ class Webhooks(Service):
         self._clock = clock
         self._now = now
         self._random = random
-        self._new_id = new_id
+        self._claim = claim
         self._attempts = attempts
         self._flights: dict[int, str] = {}  # the endpoints of the deliveries that are under way
         self._failing: set[str] = set()
@@ -105,9 +109,12 @@ class Webhooks(Service):
 
     def changed(self, changes: Iterable[Change]) -> None:
         """Something happened to models."""
-        messages = list(self._messages(changes))
-        if messages and self.running:
-            self._begin(self._add(messages), "queueing webhooks")
+        wanted = {
+            kind for endpoint in self._endpoints.values() if endpoint.name not in self._gone for kind in endpoint.events
+        }
+        told = [change for change in changes if change.type in wanted]
+        if told and self.running:
+            self._begin(self._tell(told), "queueing webhooks")
 
     @property
     def waiting(self) -> int:
@@ -131,17 +138,10 @@ class Webhooks(Service):
         """Drop a dead letter, or all of them; returns how many."""
         return await self._queue.forget(number)
 
-    def _messages(self, changes: Iterable[Change]) -> Iterable[Message]:
-        for change in changes:
-            event = event_of(change)
-            if event is None:
-                continue
-            message_id = self._new_id()
-            for endpoint in self._endpoints.values():
-                if event.type in endpoint.events and endpoint.name not in self._gone:
-                    yield Message(message_id, endpoint.name, event.type, event.body)
-
-    async def _add(self, messages: Sequence[Message]) -> None:
+    async def _tell(self, changes: Sequence[Change]) -> None:
+        messages = list(self._messages(await self._claim(changes)))
+        if not messages:
+            return
         try:
             dropped = await self._queue.add(messages, self._now())
         except DatabaseUnavailable as error:
@@ -151,6 +151,15 @@ class Webhooks(Service):
             self._attempts["dead"] += dropped
             events.webhooks_given_up(dropped, OVERFLOW)
         self._wake()
+
+    def _messages(self, claimed: Iterable[tuple[Change, str]]) -> Iterable[Message]:
+        for change, message_id in claimed:
+            event = event_of(change)
+            if event is None:
+                continue
+            for endpoint in self._endpoints.values():
+                if event.type in endpoint.events and endpoint.name not in self._gone:
+                    yield Message(message_id, endpoint.name, event.type, event.body)
 
     async def _deliver_all(self) -> None:
         await self._queue.open()

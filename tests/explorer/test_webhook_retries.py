@@ -1,11 +1,10 @@
 """Webhooks under a clock: who is told what and when, how often it is tried, and what a restart takes up."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,8 @@ from twisted.logger import formatEvent, globalLogPublisher
 from chutes_autopilot.explorer.changes import Change, ChangeType
 from chutes_autopilot.explorer.webhook_config import WebhookEndpoint
 from chutes_autopilot.explorer.webhook_events import EVENT_TYPES, EventType
-from chutes_autopilot.explorer_composition import of_one
 from chutes_autopilot.explorer_live.webhook_sending import SendFailed
-from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, MAX_AT_ONCE_PER_ENDPOINT, RETRY_DELAYS, Webhooks
+from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, MAX_AT_ONCE_PER_ENDPOINT, RETRY_DELAYS, Claim, Webhooks
 from chutes_autopilot.storage.sqlite_database import DatabaseUnavailable
 from chutes_autopilot.storage.webhook_queue import DeadLetter, WebhookQueue
 
@@ -109,7 +107,10 @@ def start() -> Iterator[StartHooks]:
     clock, ids, started = Clock(), count(1), []
     clock.advance(START)
 
-    def begin(*endpoints: WebhookEndpoint, directory: Path | None = None) -> Hooks:
+    async def all_claimed(changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        return [(change, f"msg_{next(ids)}") for change in changes]
+
+    def begin(*endpoints: WebhookEndpoint, directory: Path | None = None, claim: Claim = all_claimed) -> Hooks:
         in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())  # type: ignore[attr-defined]
         queue, sender, counts = WebhookQueue(reactor, directory, in_thread), FakeSender(clock), Counter[str]()
         random: list[float] = []
@@ -120,7 +121,7 @@ def start() -> Iterator[StartHooks]:
             clock,
             clock.seconds,
             lambda: random[-1] if random else 0.5,
-            lambda: f"msg_{next(ids)}",
+            claim,
             counts,
         )
         service.startService()
@@ -336,14 +337,16 @@ async def test_an_error_of_our_own_is_a_failed_attempt(start: StartHooks, log: l
     assert hooks.queue.waiting == 0
 
 
-def test_of_replicas_that_share_one_tells() -> None:
-    """Whoever holds the lock, for as long as it does; a replica alone always tells."""
-    told: list[object] = []
-    lock, asked = SimpleNamespace(held=False), []
-    sharing: Any = SimpleNamespace(lock=lambda name: asked.append(name) or lock)
-    among_others, alone = of_one(told.append, sharing), of_one(told.append, None)
-    among_others(["first"])
-    lock.held = True
-    among_others(["second"])
-    alone(["third"])
-    assert (told, asked) == ([["second"], ["third"]], ["webhooks"])
+async def test_what_another_replica_tells_is_not_told(start: StartHooks) -> None:
+    """Nobody is asked about what no endpoint wants to hear; what is left of a change is what is told."""
+    asked: list[list[str]] = []
+
+    async def claim(changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        asked.append([change.name for change in changes])
+        return [(change, "msg_ours") for change in changes if change.name != "theirs"]
+
+    hooks = start(endpoint("a", "model.added"), claim=claim)
+    await hooks.tell(added("ours"), added("theirs"), added("unheard", "price.changed"))
+    await hooks.tell(added("unheard", "price.changed"))
+    assert asked == [["ours", "theirs"]]
+    assert hooks.sender.sent == [(0, "a", "msg_ours")]

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -398,12 +398,15 @@ async def test_from_a_change_to_its_delivery_over_a_restart(
     def observe(event: dict[str, Any]) -> None:
         log.append(formatEvent(event))
 
+    async def claim(changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        return [(change, "msg_1") for change in changes]
+
     async def run(changes: list[Change], done: Callable[[Counter[str]], bool]) -> None:
         clocked = ClockedReactor(Names(reactor, *["127.0.0.1"] * 2), clock)
         counts = Counter[str]()
         queue = WebhookQueue(reactor, tmp_path, in_thread)
         sender = start_sender(clocked, now=clock.seconds)
-        service = Webhooks([target], queue, sender, clock, clock.seconds, lambda: 0.5, lambda: "msg_1", counts)
+        service = Webhooks([target], queue, sender, clock, clock.seconds, lambda: 0.5, claim, counts)
         service.startService()
         service.changed(changes)
         while not done(counts) or service._flights:

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock, deferLater
 from zope.interface.verify import verifyObject
 
+from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.interfaces import IStickyStore
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
@@ -23,6 +24,7 @@ from chutes_autopilot.storage.redis import RedisClaims
 from chutes_autopilot.storage.redis_connection import RedisConnection
 from chutes_autopilot.storage.redis_lock import SharedLock
 from chutes_autopilot.storage.shared_bodies import SharedBodies, SharedBody
+from chutes_autopilot.storage.shared_changes import SharedChanges
 from chutes_autopilot.storage.shared_cooldowns import SharedCooldowns
 from chutes_autopilot.storage.shared_records import SharedExchanges, SharedRecords
 from chutes_autopilot.storage.shared_sticky import NEVER, SharedStickyStore
@@ -306,6 +308,9 @@ async def test_the_rights_of_the_documents_are_enough(
     await until(lambda: lock.held)
     clock.advance(2)
     await maybeDeferred(lock.stopService)
+    changes = SharedChanges(pool, NAMING, "fleet", lambda: at_once(None))
+    change = Change("model.added", NOW, "v1:m", None, "m")
+    assert [len(await changes.claim([change])) for _ in range(2)] == [1, 0]
     await RedisClaims(pool, lambda: NOW).claim("nonce", int(NOW) + 100_000_000)
     assert pool.refusal is None
     assert [line for line in redis_log.lines if line.startswith("Redis refuses")] == []

@@ -1,0 +1,97 @@
+"""Which changes of models are still to be told by webhooks. Needs the extra ``redis``: import it only where it is used.
+
+Each replica that sends webhooks notices each change, some minutes before or after the others. Redis knows of every
+field what was told last, so whoever notices first tells it, and nobody else does; what changes back and then again is
+news each time. Where Redis is away, each tells: all with the same id, as far as they see the change on one day.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from struct import Struct
+
+import msgspec
+from attrs import define, evolve
+from twisted.internet.defer import Deferred
+
+from chutes_autopilot.explorer.changes import Change, FieldChange
+from chutes_autopilot.policy.shared_values import PREFIX, owned_name
+from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable
+
+KEPT_SECONDS = 86_400
+"""How much later than the first another replica may notice a change."""
+
+BATCH = 100
+"""Fields in one go."""
+
+MAX_TOLD_BYTES = 24
+
+_AT = Struct(">d")
+
+
+@define(eq=False)
+class SharedChanges:
+    """Claims changes.
+
+    :param naming: of policy.shared_values.naming_key.
+    :param fleet: keeps deployments apart (policy.shared_values.fleet_of).
+    :param settled: a Deferred that fires once it is known whether Redis can be used, soon after the start.
+    """
+
+    _redis: RedisConnection
+    _naming: bytes
+    _fleet: str
+    _settled: Callable[[], Deferred[None]]
+
+    async def claim(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        """Those that no other replica has told, without the fields that one has, each with the id of its message."""
+        await self._settled()
+        parts = [(change, field) for change in changes for field in change.fields or (None,)]
+        told: list[bytes | None] = []
+        for start in range(0, len(parts), BATCH):
+            told += await self._told(parts[start : start + BATCH])
+        before, claimed = iter(told), list[tuple[Change, str]]()
+        for change in changes:
+            last = [(field, next(before)) for field in change.fields or (None,)]
+            news = [(field, data) for field, data in last if not self._same(change, field, data)]
+            if news:
+                fields = tuple(field for field, _ in news if field is not None)
+                claimed.append((evolve(change, fields=fields), self._id(change, news)))
+        return claimed
+
+    async def _told(self, parts: Sequence[tuple[Change, FieldChange | None]]) -> list[bytes | None]:
+        """What was told last of each field, which these are from now on; None where that is not known."""
+        commands = [
+            (
+                "SET",
+                self._key(change, field),
+                self._name(change, field) + _AT.pack(change.at),
+                "EX",
+                KEPT_SECONDS,
+                "GET",
+            )
+            for change, field in parts
+        ]
+        try:
+            answers = await self._redis.pipeline(*commands)
+        except RedisUnavailable:
+            return [None] * len(parts)
+        return [data if isinstance(data, bytes) and len(data) == MAX_TOLD_BYTES else None for data in answers]
+
+    def _key(self, change: Change, field: FieldChange | None) -> str:
+        kind = "" if field is None else field.field
+        return f"{PREFIX}told:{self._fleet}:{owned_name(self._naming, change.key.encode(), kind).hex()}"
+
+    def _name(self, change: Change, field: FieldChange | None) -> bytes:
+        """What names a change of one field, or that a model came or went."""
+        what = change.type if field is None else msgspec.json.encode(field.as_json()).decode()
+        return owned_name(self._naming, change.key.encode(), what)
+
+    def _same(self, change: Change, field: FieldChange | None, told: bytes | None) -> bool:
+        return told is not None and told.startswith(self._name(change, field))
+
+    def _id(self, change: Change, news: Iterable[tuple[FieldChange | None, bytes | None]]) -> str:
+        """The same wherever the change is told, but for one that came after another."""
+        digest = blake2b(digest_size=12, key=self._naming)
+        for field, told in news:
+            digest.update(self._name(change, field) + (told or b"%d" % (change.at // KEPT_SECONDS)))
+        return f"msg_{digest.hexdigest()}"
