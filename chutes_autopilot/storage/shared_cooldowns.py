@@ -5,6 +5,7 @@ says that it changed, so nothing is asked on a request's way.
 """
 
 from collections.abc import Callable, Coroutine
+from math import ceil
 from typing import Any
 
 from attrs import define, field
@@ -23,7 +24,7 @@ from chutes_autopilot.policy.shared_values import (
 from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable, Words
 
 KEPT_SECONDS = 600
-"""How long the hash outlives its last change: longer than a cooldown lasts."""
+"""How long the hash outlives whatever can cool down since its last change: its end would lift all that do."""
 
 MAX_MODELS = 1000
 """Cooling models that are read."""
@@ -80,10 +81,9 @@ class SharedCooldowns:
                     ("HSET", self._key, model, pack_cooldown(found)) if found.times else ("HDEL", self._key, model)
                     for model, found in unsent.items()
                 ]
+                life = ceil(self._health.rules.longest) + KEPT_SECONDS
                 # the last one has Redis watch the hash, which writing does not
-                answers = await self._redis.pipeline(
-                    *commands, ("EXPIRE", self._key, KEPT_SECONDS), ("HGETALL", self._key)
-                )
+                answers = await self._redis.pipeline(*commands, ("EXPIRE", self._key, life), ("HGETALL", self._key))
                 self._take(answers[-1])
         except RedisUnavailable:
             self._unsent.clear()

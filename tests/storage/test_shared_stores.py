@@ -382,6 +382,17 @@ async def test_cooldowns_are_everybodys(redis: RedisProcess, connect: Connect, r
     await until(lambda: not three.is_cooling("a/A", clock.seconds()))
 
 
+async def test_shared_cooldowns_outlive_the_longest(redis: RedisProcess, connect: Connect, redis_log: RedisLog) -> None:
+    """Where Redis forgets the hash, all that cools down is lifted: a day's cooldown is still there when it ends."""
+    health, pool = FleetHealth(CooldownRules(1, 86_400.0, 86_400.0)), connect(redis)
+    shared = SharedCooldowns(pool, health, "fleet", lambda: NOW)
+    health.told = shared.told
+    await redis_log.said(CONNECTED)
+    health.failed("a/A", NOW)
+    await until(lambda: not shared._sending)
+    assert await pool.command("TTL", "autopilot:1:cooling:fleet") > 86_400
+
+
 @define(eq=False)
 class Locks:
     """Locks of one name, in beats of a clock."""
