@@ -50,6 +50,10 @@ class SharedLock(Service):
     def _key(self) -> str:
         return f"{PREFIX}lock:{self.name}"
 
+    @property
+    def _resting(self) -> bool:
+        return self._clock.seconds() < self._resting_until
+
     def startService(self) -> None:
         super().startService()
         self._loop = LoopingCall(self._one_beat)
@@ -95,10 +99,13 @@ class SharedLock(Service):
 
     async def _try(self) -> None:
         life = round(self.beat * 3000)
-        if self._clock.seconds() < self._resting_until:
+        if self._resting:
             return
         _, owner = await self._redis.pipeline(("SET", self._key, self._mine, "NX", "PX", life), ("GET", self._key))
-        had, self.held = self.held, owner == self._mine and bool(self.running)
+        if owner == self._mine and (self._resting or not self.running):
+            await self._release()  # it was given up while this was asked
+            return
+        had, self.held = self.held, owner == self._mine
         if self.held:
             if had:
                 await self._redis.pipeline(("PEXPIRE", self._key, life))

@@ -439,6 +439,30 @@ async def test_one_holds_the_lock_and_leaves_it_to_another(
     assert locks.clock.getDelayedCalls() == []
 
 
+async def test_a_lock_given_up_while_it_is_asked_for_is_given_up(
+    redis: RedisProcess, connect: Connect, redis_log: RedisLog
+) -> None:
+    """Whether it was held before or is got just then: nobody thinks to have what nobody renews, and another may."""
+    locks, ends = Locks(Clock()), [connect(redis), connect(redis)]
+    await redis_log.said(CONNECTED)
+    await redis_log.said(CONNECTED)
+    late, held = (locks.make(each) for each in ends)
+    late.startService()
+    late.resign()
+    await until(lambda: late._beating is None)
+    assert await ends[0].command("EXISTS", "autopilot:1:lock:test") == 0
+    held.startService()
+    await until(lambda: held.held)
+    locks.clock.advance(2)
+    assert held._beating is not None
+    held.resign()
+    await until(lambda: held._beating is None)
+    assert not held.held
+    assert await ends[0].command("EXISTS", "autopilot:1:lock:test") == 0
+    for each in (late, held):
+        await maybeDeferred(each.stopService)
+
+
 async def until_beaten(locks: Locks, lock: SharedLock) -> None:
     """Let the clock go on until a lock is held; no longer than a lock lives."""
     from twisted.internet import reactor
