@@ -175,5 +175,5 @@ def _decoded(data: object, decoder: msgspec.json.Decoder[T], limit: int) -> T | 
         return None
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

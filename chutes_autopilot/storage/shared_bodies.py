@@ -13,6 +13,9 @@ from chutes_autopilot.policy.shared_values import PREFIX, owned_name, pack_body,
 from chutes_autopilot.storage.disk_cache import InThread
 from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable
 
+MAX_DIGITS = 15
+"""Of a time in milliseconds: further ones are never."""
+
 
 @frozen
 class SharedBody:
@@ -52,7 +55,7 @@ class SharedBodies:
         await self.settled()
         try:
             (at,) = await self.redis.pipeline(("HGET", name, "at"))
-            if not isinstance(at, bytes) or not at.isdigit() or int(at) <= newer_than * 1000:
+            if not isinstance(at, bytes) or not at.isdigit() or len(at) > MAX_DIGITS or int(at) <= newer_than * 1000:
                 return None
             (packed,) = await self.redis.pipeline(("HGET", name, "body"))
         except RedisUnavailable:

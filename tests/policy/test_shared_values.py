@@ -81,6 +81,13 @@ def test_whatever_else_is_there_is_nothing(data: Any) -> None:
     assert [unpack(data) for unpack in UNPACK] == [None] * len(UNPACK)
 
 
+def test_what_is_nested_too_deep_is_nothing() -> None:
+    """However little it takes to write, zipped all the more."""
+    nested = b'{"a":%b%b}' % (b"[" * 5000, b"]" * 5000)
+    assert values.unpack_reasons(zlib.compress(nested)) is None
+    assert values.unpack_signed(b'["t","k",%b]' % nested) is None
+
+
 def test_what_is_too_large_is_not_shared() -> None:
     """Neither written nor, should somebody else write it, read."""
     assert values.pack_signed("t", "k", {"x": "y" * values.MAX_SIGNED_BYTES}) is None

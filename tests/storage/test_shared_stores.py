@@ -538,6 +538,8 @@ async def test_an_answer_is_read_where_it_is_newer(redis: RedisProcess, connect:
     assert await bodies.get(name, NOW - 1) == SharedBody(b"body", NOW)
     assert await bodies.get(name, NOW) is None
     assert 0 < await connection.command("PTTL", name) <= 20_000
+    await connection.command("HSET", name, "at", "9" * 5000)
+    assert await bodies.get(name) is None
 
 
 def at_once(result: Any) -> Deferred[Any]:
