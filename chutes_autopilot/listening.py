@@ -5,6 +5,7 @@ import re
 import sys
 from typing import Any
 
+from attrs import define
 from OpenSSL import SSL, crypto
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -60,6 +61,36 @@ def _reason(error: BaseException | None) -> str:
         case crypto.Error() | SSL.Error():
             return "the certificate or the key cannot be read"
     return str(error) or type(error).__name__
+
+
+def stop_as_failed(reactor: Any) -> None:
+    """Have the running process end in order, with exit code 1."""
+    # a running twistd always exits with 0, and nothing that is raised in the reactor gets out of it
+    reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+    reactor.callWhenRunning(reactor.stop)
+
+
+@define(eq=False)
+class EndpointsOfWorkers(Service):
+    """Ends the process with exit code 1 where its workers could not use an endpoint: they read certificates and keys
+    themselves, as the user that the process has become by now, which may not be the one that has read them before.
+    """
+
+    _reactor: Any
+    _endpoints: tuple[str, ...]
+
+    def startService(self) -> None:
+        """Raises SystemExit(1)."""
+        super().startService()
+        for endpoint in self._endpoints:
+            try:
+                check_endpoint(self._reactor, endpoint)
+            except ValueError as error:
+                told = f"{error} (worker processes read it, as the user that --uid names)"
+                # twistd has sent sys.stderr into the log by now
+                print(f"chutes-autopilot: {told}", file=sys.__stderr__, flush=True)
+                Logger().error("{reason}", reason=told)
+                raise SystemExit(1) from None
 
 
 class ListeningService(Service):
@@ -177,9 +208,7 @@ class ListeningService(Service):
         self._log.error("cannot listen on {endpoint}: {reason}", endpoint=endpoint, reason=reason)
         already, self._failed = self._failed, True
         if not (self._starting or already):
-            # A running twistd always exits with 0, and nothing that is raised in the reactor gets out of it.
-            self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
-            self._reactor.callWhenRunning(self._reactor.stop)
+            stop_as_failed(self._reactor)
 
     def _close(self) -> Deferred[Any]:
         waiting, self._waiting = self._waiting, []

@@ -30,7 +30,7 @@ from chutes_autopilot.control_composition import (
 from chutes_autopilot.descriptors import connection_limit
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.late_explorer import KeptAnswers, LateExplorer
-from chutes_autopilot.listening import ListeningService
+from chutes_autopilot.listening import EndpointsOfWorkers, ListeningService, stop_as_failed
 from chutes_autopilot.observe.metrics import CONTENT_TYPE, Metrics
 from chutes_autopilot.settings import SETTINGS, Settings
 from chutes_autopilot.storage.memory import MemoryStickyStore
@@ -145,11 +145,13 @@ def build_parent(
     secret = settings.client_key_secret or secrets.token_bytes(32)
     orders = Orders(endpoints, for_workers(), secret, settings.shares and not demo, attestation_root, syslog)
     parent = ParentService(orders, reactor, connections, lines, snapshots, for_workers, settings.shutdown_grace)
+    EndpointsOfWorkers(reactor, endpoints).setServiceParent(parent)
     started.setServiceParent(parent)
     binding = Binding(reactor, settings.workers)
     start = partial(start_process, reactor, write, _loaded_ahead(settings, orders))
     sticky = shared_memory(settings.sticky_max_entries)
     parent.supervisor = Supervisor(reactor, settings.workers, parent, start, sticky, binding.of)
+    parent.supervisor.hopeless = partial(stop_as_failed, reactor)
     parent.totals = ServiceTotals(metrics)
     metrics.gauge("workers", "Worker processes that accept connections.", lambda: len(parent.supervisor.serving))
     restarts = metrics.counter("worker_restarts", "Worker processes that died or drained, and were replaced.", "worker")

@@ -37,6 +37,9 @@ BACKOFF_LONGEST = 30.0
 doubled up to the second."""
 LIVED_SECONDS = 60.0
 
+HOPELESS = 3
+"""So often every seat's worker must have died, before any has ever served, for the service to be given up."""
+
 
 class Boss(Protocol):
     """What the workers serve: the parent's service."""
@@ -62,6 +65,7 @@ class Seat:
     :ivar lent_to: who accepts from its sockets while nobody serves here.
     :ivar pause: how long it stays empty where the next one dies soon.
     :ivar empty_since: when the last one died, until the next one serves.
+    :ivar deaths: how many have died here.
     """
 
     number: int
@@ -72,6 +76,7 @@ class Seat:
     pause: float = 0.0
     started_at: float = 0.0
     empty_since: float | None = None
+    deaths: int = 0
 
     def tell(self, message: Message) -> None:
         """Tell whoever sits here."""
@@ -109,6 +114,9 @@ class Supervisor(Service):
         self.spare: WorkerProcess | None = None
         self.restarts: Callable[[int], None] = lambda _number: None
         """Told of each worker that is replaced."""
+        self.hopeless: Callable[[], None] = lambda: None
+        """Called where no worker has ever served and each has died HOPELESS times."""
+        self._ever_served = False
         self._leaving: list[WorkerProcess] = []
         self._spare_again: IDelayedCall | None = None
         self._draining = False
@@ -235,7 +243,7 @@ class Supervisor(Service):
                 self._boss.received(process, message)
 
     def _serves(self, seat: Seat) -> None:
-        seat.serving = True
+        seat.serving = self._ever_served = True
         lender, seat.lent_to = seat.lent_to, None
         if lender is not None:
             lender.tell(Returned(seat.number))
@@ -268,6 +276,12 @@ class Supervisor(Service):
     def _ended(self, seat: Seat, process: WorkerProcess, how: str) -> None:
         seat.process = None  # nothing more is told to it
         self._boss.ended(process)
+        seat.deaths += 1
+        if not self._ever_served and not self._draining and all(each.deaths >= HOPELESS for each in self.seats):
+            self._log.critical("no worker has ever served, the last one has ended ({how}): the service ends", how=how)
+            self._draining = True
+            self.hopeless()
+            return
         self._vacated(seat, f"has ended ({how})")
 
     def _vacated(self, seat: Seat, why: str, least: float = 0.0) -> None:

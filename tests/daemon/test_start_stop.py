@@ -1,6 +1,7 @@
 """The service as a process: how it starts, how it refuses to, and how it ends."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+import trustme
 
 from chutes_autopilot import __version__
 
@@ -127,6 +129,20 @@ def test_a_wrong_start_is_told_without_traceback_or_usage(
     code, out, err = start(*arguments, **environ).wait()
     assert (code, err[: len(message) + 18]) == (1, f"chutes-autopilot: {message}")
     assert not any(word in out + err for word in ("Traceback", "Usage", "--pidfile"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_key_that_only_root_can_read_is_no_key_for_workers(start: Callable, tmp_path: Path) -> None:
+    """They read it themselves, as the user that --uid names: better no start than one that nobody answers after."""
+    issued = trustme.CA().issue_cert("localhost")
+    pem = tmp_path / "both.pem"
+    pem.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+    pem.chmod(0o600)
+    endpoint = f"ssl:0:interface=127.0.0.1:privateKey={pem}"
+    options = ("--uid", "65534", "--gid", "65534", "chutes-autopilot", "--workers", "2", "--endpoint", endpoint)
+    code, _, err = start(*options).wait()
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"chutes-autopilot: cannot use the endpoint '{endpoint}': Permission denied: {pem} (worker")
 
 
 def test_the_log_is_json_from_the_first_line_to_the_last(start: Callable) -> None:

@@ -46,7 +46,7 @@ from chutes_autopilot.workers.messages import (
 )
 from chutes_autopilot.workers.parent import Orders, ParentService
 from chutes_autopilot.workers.processes import CHECKED_SECONDS, LAST_SECONDS, STUCK_CHECKS, WorkerProcess
-from chutes_autopilot.workers.supervision import BACKOFF_FIRST, BACKOFF_LONGEST, LIVED_SECONDS, Supervisor
+from chutes_autopilot.workers.supervision import BACKOFF_FIRST, BACKOFF_LONGEST, HOPELESS, LIVED_SECONDS, Supervisor
 from chutes_autopilot.workers.totals import ServiceTotals
 from chutes_autopilot.workers.worker import WorkerLog
 
@@ -255,6 +255,25 @@ def test_one_that_dies_again_and_again_is_started_ever_later() -> None:
     count = len(world.processes)
     world.processes[-1].ends()
     assert len(world.processes) == count + 1
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_service_of_which_no_worker_ever_served_ends(served: bool) -> None:
+    """Once each has died three times: something is wrong with all of them, and whoever watches over the service is to
+    know. One that has served shows that they can."""
+    world = World()
+    given_up: list[float] = []
+    world.parent.supervisor.hopeless = lambda: given_up.append(world.clock.seconds())
+    if served:
+        world.processes[0].says(Serving())
+    for _ in range(HOPELESS):
+        assert not given_up
+        for seat in world.parent.supervisor.seats:
+            next(each for each in world.processes if each.worker is seat.process).ends()
+        world.clock.advance(BACKOFF_LONGEST)
+    assert len(given_up) == (not served)
+    seats = [seat.process for seat in world.parent.supervisor.seats]
+    assert (seats == [None, None]) is not served
 
 
 def test_a_spare_that_dies_is_replaced_later() -> None:
