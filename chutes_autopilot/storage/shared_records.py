@@ -18,8 +18,14 @@ from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnav
 KEPT_MINUTES = 60
 """How long a decision record is kept, and nearly how long a search for one looks back."""
 
-MAX_FIELDS_A_MINUTE = 3000
-"""Decision records, and different reasons, of all replicas that are kept of one minute; the rest stays with each."""
+MAX_BYTES_A_MINUTE = 1_500_000
+"""Decision records and their reasons, of all replicas, that are kept of one minute; the rest stays with each."""
+
+FIELD_BYTES = 100
+"""What a field costs Redis beside its name and its value."""
+
+BYTES_FIELD = b"bytes"
+"""The field in which a minute's bytes are added up."""
 
 MAX_SEARCHES = 16
 """Searches at once; further ones find nothing."""
@@ -80,8 +86,10 @@ class SharedRecords:
         key = self._key(minute)
         try:
             life = ("EXPIRE", key, (KEPT_MINUTES + 2) * 60)
-            _, _, fields = await self._redis.pipeline(("HSET", key, *words), life, ("HLEN", key))
-            if isinstance(fields, int) and fields >= MAX_FIELDS_A_MINUTE:
+            size = sum(map(len, words)) + len(words) // 2 * FIELD_BYTES
+            count = ("HINCRBY", key, BYTES_FIELD, size)
+            _, _, total = await self._redis.pipeline(("HSET", key, *words), life, count)
+            if isinstance(total, int) and total >= MAX_BYTES_A_MINUTE:
                 self._full = minute
         except RedisUnavailable:
             pass  # they stay here

@@ -496,10 +496,12 @@ async def test_a_record_is_found_by_its_client_within_the_hour(
     (key,) = await connection.command("KEYS", "*")
     assert ALICE not in b"".join(await connection.command("HKEYS", key))
     assert 3600 < await connection.command("TTL", key) <= 3720
-    monkeypatch.setattr(shared_records, "MAX_FIELDS_A_MINUTE", 2)
+    monkeypatch.setattr(shared_records, "MAX_BYTES_A_MINUTE", 1000)
     await put(records.name("r2", ALICE), bytes(16) + b"record")
     assert await records.find("r2", ALICE) == (b"record", None)
-    assert not records.takes
+    assert records.takes
+    await put(records.name("r3", ALICE), bytes(16) + b"r" * 500)
+    assert not records.takes, "however few they are"
     clock.advance(60)
     assert records.takes
     monkeypatch.setattr(shared_records, "MAX_SEARCHES", 0)
