@@ -24,6 +24,7 @@ FULL_LOG_SECONDS = 60.0
 
 _PORT = re.compile(r"(?:haproxy:)?(?:tcp:|tcp6:|ssl:|tls:(?:[^:]*:)?)(?:(?:.*[^\\]:)?port=)?(-?[0-9]+)(?![^:])")
 _TLS = re.compile("(?:haproxy:)?tls:")
+_NO_NUMBER = re.compile(r"invalid literal for int\(\) with base \d+: (.*)", re.DOTALL)
 _TLS_USAGE = (
     "tls: takes a directory that has certificates for host names, and their keys, in .pem files, "
     "as in tls:/dir:port=8443; for single files there is ssl:8443:privateKey=key.pem:certKey=cert.pem"
@@ -60,6 +61,8 @@ def _reason(error: BaseException | None) -> str:
             return "no such socket was handed over to this process"
         case crypto.Error() | SSL.Error():
             return "the certificate or the key cannot be read"
+        case ValueError() if number := _NO_NUMBER.fullmatch(str(error)):
+            return f"{number[1]} is not a whole number"
     return str(error) or type(error).__name__
 
 

@@ -16,14 +16,14 @@ from chutes_autopilot.control.attestation import AttestationService
 from chutes_autopilot.control.evidence_judge import AttestationRules, EvidenceJudge
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder, Snapshots
 from chutes_autopilot.e2ee.chute import require_mlkem
-from chutes_autopilot.e2ee.measurements import MeasurementsError, read_measurements
 from chutes_autopilot.e2ee.quote_chain import INTEL_ROOT_SPKI_SHA256
 from chutes_autopilot.e2ee.tcb import TcbChecker, load_tcb_library
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.metrics import Metrics
+from chutes_autopilot.pinned_measurements import pinned_measurements
 from chutes_autopilot.policy.model_field import base_of
-from chutes_autopilot.settings import Settings, SettingsError
+from chutes_autopilot.settings import Settings
 from chutes_autopilot.steady_time import unix_time_of
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.collateral import CollateralSource
@@ -276,17 +276,8 @@ def _verifier(
         collateral = CollateralSource(
             http_client, settings.chutes_pccs_url or "", Path(settings.cache_dir), reactor, now, in_thread
         )
-    rules = AttestationRules(settings.chutes_attestation, settings.chutes_attestation_ttl, _pinned(settings), tcb, root)
+    rules = AttestationRules(
+        settings.chutes_attestation, settings.chutes_attestation_ttl, pinned_measurements(settings), tcb, root
+    )
     judge = EvidenceJudge(rules, evidence, collateral, now, monotonic, in_thread)
     return AttestationService(judge, evidence, reactor, monotonic, _Observer(metrics))
-
-
-def _pinned(settings: Settings) -> Any:
-    if settings.chutes_tdx_measurements is None:
-        return None
-    try:
-        return read_measurements(Path(settings.chutes_tdx_measurements).read_bytes(), "pinned")
-    except OSError as error:
-        raise SettingsError((f"CHUTES_TDX_MEASUREMENTS: cannot read the file: {error.strerror}",)) from None
-    except MeasurementsError as error:
-        raise SettingsError((f"CHUTES_TDX_MEASUREMENTS: {error}",)) from None

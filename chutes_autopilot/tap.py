@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,8 +20,6 @@ from twisted.python.logfile import LogFile
 from chutes_autopilot import __version__
 from chutes_autopilot.composition import GatewayService, build
 from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
-from chutes_autopilot.extras import missing_extras
-from chutes_autopilot.listening import check_endpoint
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.logs import (
     WRITTEN_WITHIN,
@@ -36,6 +34,7 @@ from chutes_autopilot.polling import poll_plainly
 from chutes_autopilot.reload import Reload
 from chutes_autopilot.settings import Settings, SettingsError, describe, parse_env_file, read_settings
 from chutes_autopilot.signals import take_signals
+from chutes_autopilot.start_faults import faults_of_endpoints, faults_of_parts, without_faults
 from chutes_autopilot.steady_time import keep_steady
 
 if TYPE_CHECKING:
@@ -109,30 +108,24 @@ class Options(usage.Options):
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Read and check the settings and the endpoints; carry out ``--check-config``."""
+        """Read and check the settings and all that they name, refuse once; carry out ``--check-config``."""
         try:
             variables = self._variables()
         except OSError as error:
             _refuse(f"cannot read the file {self['env-file']!r} given by --env-file: {error.strerror}")
         except SettingsError as error:
             _refuse("\n  ".join([f"the file {self['env-file']!r} given by --env-file is not valid:", *error.faults]))
+        faults: list[str] = []
+        rest: Settings | None
         try:
-            self.settings = self._read(variables)
+            rest = self.settings = self._read(variables)
         except SettingsError as error:
-            _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
+            faults, rest = [*error.faults], without_faults(variables, error, _read_file)
+        faults += self._further_faults(rest)
+        if faults:
+            _refuse("\n  ".join(["these settings are not valid:", *faults]))
         self.log_threshold = Threshold(self.settings.log_level)
         self.endpoints = tuple(self._endpoints) or (self.settings.listen_endpoint,)
-        admin = (self.settings.admin_endpoint,) if self.settings.admin_endpoint is not None else ()
-        for endpoint in (*self.endpoints, *admin):
-            if self.settings.workers > 1 and endpoint.startswith(("systemd:", "haproxy:systemd:")):
-                _refuse(f"cannot use the endpoint {endpoint!r}: a socket of systemd cannot be shared by WORKERS")
-            try:
-                check_endpoint(reactor, endpoint)
-            except ValueError as error:
-                _refuse(str(error))
-        self._check_extras()
-        self._check_chutes_route()
-        self._check_webhooks()
         if self["check-config"]:
             for warning in self.settings.warnings:
                 print(f"chutes-autopilot: warning: {warning}", file=sys.stderr)
@@ -142,32 +135,19 @@ class Options(usage.Options):
             # twistd's default would be written to the working directory, and keep a second instance from starting
             self.parent["pidfile"] = ""
 
-    def _check_chutes_route(self) -> None:
-        """Refuse what only shows when it is used: a faulty key file, or an extra that is not installed."""
-        settings = self.settings
-        if not (settings.chutes_enabled or self["demo"]):
-            return
-        from chutes_autopilot.e2ee_keys import read_keys  # with all of encryption: only where it is wanted
+    def _further_faults(self, settings: Settings | None) -> Iterator[str]:
+        """What is wrong beside the settings themselves: endpoints, extras, and the files of what is switched on.
 
-        try:
-            if settings.e2ee_key_file and settings.e2ee_key_source in ("auto", "file"):
-                read_keys(settings.e2ee_key_file)
-        except SettingsError as error:
-            _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
-
-    def _check_extras(self) -> None:
-        for variable, extra in missing_extras(self.settings, demo=bool(self["demo"])):
-            _refuse(f"{variable} needs the extra {extra}: pip install 'chutes-autopilot[{extra}]'")
-
-    def _check_webhooks(self) -> None:
-        if self.settings.webhooks_file is None or not self.settings.explorer_enabled:
-            return
-        from chutes_autopilot.explorer_composition import read_webhooks  # with all of the explorer
-
-        try:
-            read_webhooks(self.settings.webhooks_file)
-        except SettingsError as error:
-            _refuse("\n  ".join(["these settings are not valid:", *error.faults]))
+        :param settings: None where they do not make sense even without the faulty ones.
+        """
+        named = [("--endpoint", endpoint) for endpoint in self._endpoints]
+        if settings is not None:
+            named = named or [("LISTEN_ADDR", settings.listen_endpoint)]
+            if settings.admin_endpoint is not None:
+                named.append(("ADMIN_ENDPOINT", settings.admin_endpoint))
+        yield from faults_of_endpoints(reactor, named, 1 if settings is None else settings.workers)
+        if settings is not None:
+            yield from faults_of_parts(settings, demo=bool(self["demo"]))
 
     def read_again(self) -> Settings:
         """The settings as the env file has them now; the environment still wins over it.

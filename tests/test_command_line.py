@@ -46,7 +46,8 @@ def test_endpoints_may_be_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
-        ("tcp:x", "invalid literal for int() with base 10: 'x'"),
+        ("tcp:x", "'x' is not a whole number"),
+        ("unix:/s:mode=x", "'x' is not a whole number"),
         ("tcp", "an argument is missing, or there is one too many"),
         ("tcp:65536", "the port must be from 0 to 65535"),
         ("tcp:-1", "the port must be from 0 to 65535"),
@@ -63,9 +64,11 @@ def test_endpoints_may_be_repeated(tmp_path: Path) -> None:
     ],
 )
 def test_bad_endpoints_are_refused_in_one_line(capsys: pytest.CaptureFixture[str], endpoint: str, reason: str) -> None:
-    """An endpoint that cannot work ends the start with its own text and the reason."""
-    line = refusal(capsys, "--endpoint", "tcp:0", "--endpoint", endpoint)
-    assert line == f"chutes-autopilot: cannot use the endpoint {endpoint!r}: {reason}\n"
+    """An endpoint that cannot work ends the start with the option, its own text and the reason."""
+    assert refusal(capsys, "--endpoint", "tcp:0", "--endpoint", endpoint) == (
+        "chutes-autopilot: these settings are not valid:\n"
+        f"  --endpoint: cannot use the endpoint {endpoint!r}: {reason}\n"
+    )
 
 
 def test_all_faulty_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,21 +80,69 @@ def test_all_faulty_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
+def test_one_refusal_names_every_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Faulty settings, endpoints and files of what is switched on are told together, each with its variable."""
+    (tmp_path / "measurements").write_text("{}")
+    err = refusal(
+        capsys,
+        LOG_FORMAT="xml",
+        LISTEN_ADDR="0.0.0.0:1",
+        ADMIN_ENDPOINT="bogus",
+        WEBHOOKS_FILE="/nope",
+        E2EE_KEY_FILE="/nope",
+        CHUTES_ENABLED="1",
+        CHUTES_TRANSPORT="e2ee",
+        CHUTES_ATTESTATION="quote",
+        CHUTES_TDX_MEASUREMENTS=str(tmp_path / "measurements"),
+    )
+    assert err.splitlines() == [
+        "chutes-autopilot: these settings are not valid:",
+        "  LOG_FORMAT: must be text or json, not 'xml'",
+        "  ADMIN_ENDPOINT: cannot use the endpoint 'bogus': Unknown endpoint type: 'bogus'",
+        "  WEBHOOKS_FILE: cannot read the file: No such file or directory",
+        "  E2EE_KEY_FILE: cannot read the file: No such file or directory",
+        "  CHUTES_TDX_MEASUREMENTS: not a list",
+    ]
+
+
+def test_endpoints_are_judged_where_the_settings_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    """What contradicts itself without the faulty setting leaves the rest of the settings out of the judgement."""
+    err = refusal(capsys, "--endpoint=quic:1", CHUTES_TRANSPORT="x", CHUTES_ATTESTATION="quote")
+    assert err.splitlines()[1:] == [
+        "  CHUTES_TRANSPORT: must be tls or e2ee, not 'x'",
+        "  --endpoint: cannot use the endpoint 'quic:1': Unknown endpoint type: 'quic'",
+    ]
+
+
+@pytest.mark.parametrize("option", [["--demo"], []])
+def test_faulty_measurements_are_refused(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
+    """As with every other file, before anything is put together; where nothing is attested they are not read."""
+    wanted = {"CHUTES_ENABLED": "true", "CHUTES_TDX_MEASUREMENTS": "/nowhere", "CHUTES_TRANSPORT": "e2ee"}
+    parse(*option, **wanted)
+    assert refusal(capsys, *option, **wanted, CHUTES_ATTESTATION="quote") == (
+        "chutes-autopilot: these settings are not valid:\n"
+        "  CHUTES_TDX_MEASUREMENTS: cannot read the file: No such file or directory\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("environ", "complaint"),
     [
-        ({"REDIS_URL": "redis://:hunter2@h"}, "REDIS_URL needs the extra redis: pip install 'chutes-autopilot[redis]'"),
+        (
+            {"REDIS_URL": "redis://:hunter2@h"},
+            "REDIS_URL: needs the extra redis: pip install 'chutes-autopilot[redis]'",
+        ),
         (
             {
                 "CHUTES_TRANSPORT": "e2ee",
                 "CHUTES_ATTESTATION": "quote+tcb",
                 "CHUTES_PCCS_URL": "https://pccs.example.org",
             },
-            "CHUTES_ATTESTATION needs the extra attestation: pip install 'chutes-autopilot[attestation]'",
+            "CHUTES_ATTESTATION: needs the extra attestation: pip install 'chutes-autopilot[attestation]'",
         ),
         (
             {"TRACING_ENABLED": "true"},
-            "TRACING_ENABLED needs the extra tracing: pip install 'chutes-autopilot[tracing]'",
+            "TRACING_ENABLED: needs the extra tracing: pip install 'chutes-autopilot[tracing]'",
         ),
     ],
 )
@@ -101,7 +152,9 @@ def test_an_extra_that_is_missing_is_named(
     """What needs an extra ends the start where it is not installed, and says how to install it."""
     parse(CHUTES_ENABLED="true", **environ)
     monkeypatch.setattr("chutes_autopilot.extras.find_spec", lambda name: None)
-    assert refusal(capsys, CHUTES_ENABLED="true", **environ) == f"chutes-autopilot: {complaint}\n"
+    assert refusal(capsys, CHUTES_ENABLED="true", **environ) == (
+        f"chutes-autopilot: these settings are not valid:\n  {complaint}\n"
+    )
 
 
 @pytest.mark.parametrize(

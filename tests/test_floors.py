@@ -26,6 +26,8 @@ FLOORS = [  # lowest first; the longest matching prefix wins
         "explorer_composition",
         "shared_composition",
         "late_explorer",
+        "pinned_measurements",
+        "start_faults",
         "tracing_composition",
     },
 ]

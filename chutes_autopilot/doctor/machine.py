@@ -8,6 +8,7 @@ from chutes_autopilot.doctor.findings import Finding, fail, ok, warn
 from chutes_autopilot.e2ee_keys import read_keys
 from chutes_autopilot.explorer_composition import read_webhooks
 from chutes_autopilot.extras import missing_extras
+from chutes_autopilot.pinned_measurements import pinned_measurements
 from chutes_autopilot.settings import SETTINGS, Settings, SettingsError, describe, read_settings
 from chutes_autopilot.workers.link import share_of
 
@@ -56,6 +57,19 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
                 yield fail("settings", "WEBHOOKS_FILE", fault.removeprefix("WEBHOOKS_FILE: "), _REFUSED)
         else:
             yield ok("settings", "WEBHOOKS_FILE", f"{receivers} receivers")
+    if settings.chutes_enabled:
+        yield from _check_measurements(settings)
+
+
+def _check_measurements(settings: Settings) -> Iterator[Finding]:
+    name = "CHUTES_TDX_MEASUREMENTS"
+    try:
+        pinned = pinned_measurements(settings)
+    except SettingsError as error:
+        yield fail("settings", name, error.faults[0].removeprefix(f"{name}: "), _REFUSED)
+        return
+    if pinned is not None:
+        yield ok("settings", name, f"{len(pinned.entries)} measurements")
 
 
 def check_workers(settings: Settings, endpoints: Sequence[str]) -> Iterator[Finding]:

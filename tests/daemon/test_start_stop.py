@@ -116,8 +116,8 @@ def test_a_taken_port_is_one_line_and_exit_code_1(start: Callable) -> None:
     ("arguments", "environ", "message"),
     [
         ((), {"LOG_LEVEL": "loud"}, "these settings are not valid:\n  LOG_LEVEL: "),
-        (("--endpoint", "tcp:x"), {}, "cannot use the endpoint 'tcp:x': "),
-        (("--endpoint", "ssl:0:privateKey=/nowhere/a.pem"), {}, "cannot use the endpoint "),
+        (("--endpoint", "tcp:x"), {}, "these settings are not valid:\n  --endpoint: cannot use the endpoint 'tcp:x': "),
+        (("--endpoint", "ssl:0:privateKey=/nowhere/a.pem"), {}, "these settings are not valid:\n  --endpoint: "),
         (("--endpoint", "unix:/nowhere/socket"), {}, "cannot listen on 'unix:/nowhere/socket': "),
         (("--nonsense",), {}, "option --nonsense not recognized"),
     ],

@@ -309,13 +309,21 @@ def test_settings_that_are_legal_and_will_not_do() -> None:
 
 
 def test_what_would_keep_the_gateway_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Extras that are missing, by name, and a faulty file of webhooks."""
+    """Extras that are missing, by name, and faulty files of webhooks and measurements."""
     monkeypatch.setattr("chutes_autopilot.extras.find_spec", lambda name: None)
-    environ = {"TRACING_ENABLED": "true", "WEBHOOKS_FILE": "/nowhere"}
+    environ = {
+        "TRACING_ENABLED": "true",
+        "WEBHOOKS_FILE": "/nowhere",
+        "CHUTES_ENABLED": "true",
+        "CHUTES_TRANSPORT": "e2ee",
+        "CHUTES_ATTESTATION": "quote",
+        "CHUTES_TDX_MEASUREMENTS": "/nowhere",
+    }
     failed = [f for f in check_settings(read_settings(environ, lambda path: "")) if f.level == "fail"]
     assert [(finding.subject, finding.message) for finding in failed] == [
         ("TRACING_ENABLED", "the extra tracing is not installed"),
         ("WEBHOOKS_FILE", "cannot read the file: No such file or directory"),
+        ("CHUTES_TDX_MEASUREMENTS", "cannot read the file: No such file or directory"),
     ]
     assert failed[0].advice == "pip install 'chutes-autopilot[tracing]'"
 
