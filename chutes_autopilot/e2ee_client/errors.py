@@ -1,6 +1,9 @@
 """Everything that can end an exchange on the client's side, each with a code for programs and a text for people."""
 
 import json
+import re
+
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 class ClientError(Exception):
@@ -68,8 +71,10 @@ class GatewayRefused(ClientError):
     """
 
     def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
-        self.kind = _code_of(body)
-        super().__init__(self.kind or "gateway_error", f"The gateway answered {status} ({self.kind or 'no code'}).")
+        self.kind, param = _code_of(body)
+        at = f", about {param}" if param else ""
+        message = f"The gateway answered {status} ({self.kind or 'no code'}{at})."
+        super().__init__(self.kind or "gateway_error", message, param=param)
         self.status = status
         self.headers = headers
         self._body = body
@@ -78,10 +83,15 @@ class GatewayRefused(ClientError):
         return self._body
 
 
-def _code_of(body: bytes) -> str | None:
-    """The ``type`` of an error in OpenAI's shape, if it reads like one."""
+def _code_of(body: bytes) -> tuple[str | None, str | None]:
+    """Code and parameter of an error in OpenAI's shape, as far as they read like names; without a code its type.
+
+    The message is left alone: it may repeat what was sent.
+    """
     try:
-        kind = json.loads(body)["error"]["type"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return kind if isinstance(kind, str) and kind.isascii() and kind.isidentifier() and len(kind) <= 64 else None
+        error = json.loads(body)["error"]
+        named = [error.get(member) for member in ("code", "type", "param")]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None, None
+    code, kind, param = (value if isinstance(value, str) and _NAME.fullmatch(value) else None for value in named)
+    return code or kind, param
