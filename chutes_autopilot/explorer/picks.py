@@ -31,13 +31,15 @@ class Pick:
 
 @frozen
 class Totals:
-    """How the last requests went; those under way and those whose client left count in `requests` only.
+    """How the last requests went: each counts in `requests` and in one of the others.
 
     :param at_once: answered by the model that was tried first, at its first try.
     :param again: by the same model, at a further try.
     :param moved_on: by another one, after the first had failed.
     :param hedged: by another one, asked beside the first, which was slow.
     :param failed: see `unanswered`, as ``refused``.
+    :param left: their clients left before a model answered.
+    :param under_way: no model answered yet.
     """
 
     requests: int = 0
@@ -47,16 +49,19 @@ class Totals:
     hedged: int = 0
     failed: int = 0
     refused: int = 0
+    left: int = 0
+    under_way: int = 0
 
 
-def unanswered(status: int, outcome: str | None) -> Literal["failed", "refused"] | None:
+def unanswered(status: int, outcome: str | None, error: str | None) -> Literal["failed", "refused"] | None:
     """Why a client got no answer that is of use to it; None where it did, left, or still waits.
 
-    ``failed``: for what went wrong upstream or here, a lack of capacity (429) included; ``refused``: for what it sent.
+    ``failed``: for what went wrong upstream or here, a lack of capacity (429) included; ``refused``: for what it sent,
+    or because it is banned, as the log says too.
     """
     if outcome is None or outcome == "client_gone":
         return None
-    if 400 <= status < 500 and status != 429:
+    if error == "upstream_ban" or (400 <= status < 500 and status != 429):
         return "refused"
     return "failed" if status >= 400 or outcome != "complete" else None
 
@@ -147,7 +152,7 @@ def _came_of_it(decision: Decision) -> str:
             return "came first; the client left"
         return _is_tried(decision) if decision.outcome is None else f"came first; none answered: {decision.error}"
     answered = "answers" if decision.outcome is None else "answered"
-    if not 200 <= decision.status < 300:
+    if decision.outcome != "client_gone" and not 200 <= decision.status < 300:  # then the status is none of the model's
         answered += f" {decision.status}"
     end = {"cut": ", and the answer was cut", "client_gone": ", and the client left"}.get(decision.outcome or "", "")
     if any(attempt.followed == "continued" for attempt in decision.attempts):

@@ -38,17 +38,17 @@ class Decided:
     def totals(self) -> Totals:
         """How all that are remembered went."""
         records = [each.record for each in self._decisions.newest(self._decisions.limit)]
-        ways = Counter(filter(None, map(_way, records)))
+        ways = Counter(map(_way, records))
         return Totals(len(records), **ways)
 
 
-def _way(record: RequestRecord) -> str | None:
+def _way(record: RequestRecord) -> str:
     """How the answer was come by: a name of Totals; the last attempt is the one that answered."""
-    lacking = unanswered(record.status, record.outcome)
+    lacking = unanswered(record.status, record.outcome, record.error)
     if lacking is not None:
         return lacking
     if record.selected is None:
-        return None
+        return "under_way" if record.outcome is None else "left"
     attempts = record.attempts
     first = min(attempts, key=lambda each: each.started or 0.0)  # one that went on alone is the last, whenever it began
     tries = [each for each in attempts if each.model == first.model]

@@ -99,7 +99,7 @@ def decided(reasons: Reasons | None, **changed: Any) -> Decision:
             decided(why(), attempts=(FAILED,), selected=None, outcome="refused", error="upstream_503"),
             "Number 1 of the ranking came first; none answered: upstream_503.",
         ),
-        (decided(why(), outcome="client_gone"), "Number 1 of the ranking answered, and the client left."),
+        (decided(why(), status=499, outcome="client_gone"), "Number 1 of the ranking answered, and the client left."),
         (
             decided(why(), attempts=(), selected=None, outcome="client_gone"),
             "Number 1 of the ranking came first; the client left.",
@@ -126,24 +126,27 @@ def test_a_word_for_each_attempt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "outcome", "why"),
+    ("status", "outcome", "error", "why"),
     [
-        (200, "complete", None),
-        (400, "refused", "refused"),
-        (400, "complete", "refused"),
-        (404, "complete", "refused"),
-        (429, "complete", "failed"),
-        (429, "refused", "failed"),
-        (500, "complete", "failed"),
-        (503, "refused", "failed"),
-        (200, "cut", "failed"),
-        (499, "client_gone", None),
-        (503, None, None),
+        (200, "complete", None, None),
+        (400, "refused", "invalid_json", "refused"),
+        (400, "complete", None, "refused"),
+        (404, "complete", None, "refused"),
+        (429, "complete", None, "failed"),
+        (429, "refused", "rate_limit_exceeded", "failed"),
+        (429, "refused", "upstream_ban", "refused"),
+        (500, "complete", None, "failed"),
+        (503, "refused", "no_candidates", "failed"),
+        (200, "cut", "upstream_stream_truncated", "failed"),
+        (499, "client_gone", None, None),
+        (503, None, None, None),
     ],
 )
-def test_what_clients_sent_wrong_is_told_from_failures(status: int, outcome: str | None, why: str | None) -> None:
+def test_what_clients_sent_wrong_is_told_from_failures(
+    status: int, outcome: str | None, error: str | None, why: str | None
+) -> None:
     """By the status that it got, be it the platform's or ours; what is under way or was left is neither."""
-    assert unanswered(status, outcome) == why
+    assert unanswered(status, outcome, error) == why
 
 
 def test_nothing_of_the_client_is_left() -> None:
@@ -169,7 +172,7 @@ def test_a_clients_own_order_does_not_tell_it_from_others() -> None:
 
 
 def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
-    """The newest first, each with a number of its own; the totals count all that are remembered."""
+    """The newest first, each with a number of its own; the totals count all that are remembered, each once."""
     recent: RecentDecisions[Explained] = RecentDecisions(limit=4)
     seen = Decided(recent, lambda name: name)
 
@@ -180,21 +183,24 @@ def test_the_last_requests_are_read_from_the_records_of_routing() -> None:
         recent.keep(Explained(record, None), b"")
 
     failed = AttemptRecord("a", 503, "upstream_503", 1.0)
-    keep(1)
+    keep(1, status=499, outcome="client_gone")
     keep(2, AttemptRecord("a", 200), selected="a")
     keep(3, failed, AttemptRecord("b", 200), selected="b")
     keep(4, failed, status=503, outcome="refused")
     keep(5, outcome=None)
     assert [(pick.number, pick.decision.received) for pick in seen.picks(2)] == [(5, 5.0), (4, 4.0)]
-    assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1)
+    assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1, under_way=1)
     b, slow = AttemptRecord("b", 200, started=3.0), AttemptRecord("a", None, HEDGE_LOST, 4.0, started=2.0)
     keep(6, failed, AttemptRecord("a", 200), selected="a")
     keep(7, slow, b, selected="b")
-    assert seen.totals() == Totals(requests=4, again=1, hedged=1, failed=1)
+    assert seen.totals() == Totals(requests=4, again=1, hedged=1, failed=1, under_way=1)
     keep(8, AttemptRecord("c", None, HEDGE_LOST, 4.0, started=3.5), b, selected="b")
     keep(9, failed, failed, b, selected="b")
     keep(10, failed, AttemptRecord("b", 503), selected="b", status=503)
     assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, hedged=1, failed=1)
     keep(11, AttemptRecord("a", 404), selected="a", status=404)
     assert seen.totals() == Totals(requests=4, at_once=1, moved_on=1, failed=1, refused=1)
+    keep(12, status=499, outcome="client_gone")
+    totals = attrs.asdict(seen.totals())
+    assert (totals["left"], totals.pop("requests")) == (1, sum(totals.values()))
     assert attrs.asdict(seen.picks(9)[-1].decision)["selected"] == "b"

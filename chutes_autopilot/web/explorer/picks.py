@@ -40,6 +40,8 @@ def _summed_up(totals: Totals) -> str:
         (totals.hedged, "by a hedge"),
         (totals.failed, "failed"),
         (totals.refused, "refused"),
+        (totals.left, "left"),
+        (totals.under_way, "under way"),
     )
     said = (f"{count:,} {way}".replace(" ", "\xa0") for place, (count, way) in enumerate(ways) if count or place < 2)
     return f"last\xa0{totals.requests:,}: {', '.join(said)}"
@@ -65,7 +67,7 @@ def _pick(pick: Pick) -> Html:
 
 
 def _model(decision: Decision) -> Html:
-    lacking = unanswered(decision.status, decision.outcome)
+    lacking = unanswered(decision.status, decision.outcome, decision.error)
     if decision.selected is not None:
         return element("span", decision.selected, class_="limited" if lacking == "failed" else None)
     if decision.outcome is None:
