@@ -401,7 +401,7 @@ def test_tabs_without_anything_to_show_are_pages_too() -> None:
     service = PageService(truth=lambda: None, ranking=lambda: snapshot([], []))
     assert state(service, "/live").one("h2").text == "No model can be chosen now"
     assert state(service, "/merge").one("h2").text == "Reading the catalogs"
-    assert state(service, "/changes").one("h2").text == "Nothing has changed"
+    assert state(service, "/changes").one("h2").text == "Reading the catalogs"
 
 
 def test_a_parameter_that_means_nothing_is_named() -> None:
@@ -570,6 +570,52 @@ def test_the_changes_tab_goes_by_days() -> None:
         "output 0.00 → 1.00 $/1M tokens was free",
     ]
     assert page.find("ul", class_="timeline")[1].text == "00:01:00 removed acme/Beta"
+
+
+def test_a_removal_stands_where_its_date_belongs() -> None:
+    """It is told of later than it is dated, and yet no day comes twice and no line before a newer one."""
+    dated = (("model.removed", 86_500.0), ("model.added", 86_560.0), ("model.removed", 60.0), ("model.added", 86_400.0))
+    changes = tuple(Change(type, at, uuid(1), uuid(1), f"acme/{at:.0f}") for type, at in dated)  # type: ignore[arg-type]
+    page = PageService(changes=lambda limit: changes).page("/changes")
+    assert len(page.find("h2")) == 2
+    names = [name.text for name in page.find("a", class_="name")]
+    assert names == ["acme/86560", "acme/86500", "acme/86400", "acme/60"]
+
+
+def test_without_any_list_nothing_is_said_of_changes() -> None:
+    """Where no source has been read, and nothing is remembered, it is not known whether anything has changed."""
+    assert "Nothing has changed" not in PageService(truth=lambda: None).page("/changes").text
+    assert "Nothing has changed" in PageService().page("/changes").one("main").text
+    remembered = (Change("model.removed", 60.0, uuid(2), uuid(2), "acme/Beta"),)
+    assert "acme/Beta" in PageService(truth=lambda: None, changes=lambda limit: remembered).page("/changes").text
+
+
+def test_names_lead_to_the_panel() -> None:
+    """Wherever a model is named that has one: in the ranking, picks, failovers and the merge report."""
+    attempts = (AttemptView("acme/Beta", 0.0, 0.5, 200, None, "committed"),)
+    pick = Pick(1, Decision("r", 0.0, True, "standard", None, attempts, "acme/Beta", 200, 0.75, 1.5, None, "complete"))
+    live = PageService(
+        picks=lambda limit: (pick,),
+        failovers=lambda: (Failover(0.0, "acme/Beta", "upstream_503", "acme/Alpha"),),
+        measured=lambda: {"else/Where": Measured()},
+    ).page("/live")
+    hrefs = {
+        part: [(link.text, link.attributes["href"]) for link in live.one(id=part).find("a")]
+        for part in ("ranks", "picks", "failovers", "unranked")
+    }
+    alpha, beta = f"/?model={uuid(1)}", f"/?model={uuid(2)}"
+    assert hrefs == {
+        "ranks": [("Alpha", alpha), ("Beta", beta)],
+        "picks": [("acme/Beta", beta)],
+        "failovers": [("acme/Beta", beta), ("acme/Alpha", alpha)],
+        "unranked": [],
+    }
+    chutes = [*CHUTES, chute(5, "acme/Delta-FP8")]
+    merge = PageService(truth=lambda: merged(chutes, [*MODELS, model(6, "acme/Delta")], LOADS)).page("/merge")
+    assert [link.attributes["href"] for link in merge.one("section", id="suggestions").find("a")] == [
+        f"/?model={uuid(6)}",
+        f"/?model={uuid(5)}",
+    ]
 
 
 def test_a_page_is_sent_compressed_and_only_once() -> None:

@@ -7,7 +7,7 @@ from itertools import groupby
 from chutes_autopilot.explorer.changes import Change, FieldChange
 from chutes_autopilot.explorer.prices import UNITS
 from chutes_autopilot.web.explorer import figures
-from chutes_autopilot.web.explorer.address import Address
+from chutes_autopilot.web.explorer.links import to_panel
 from chutes_autopilot.web.explorer.markup import Html, element
 from chutes_autopilot.web.explorer.panels import shown
 
@@ -28,7 +28,7 @@ _UNITS = {
 def changes_tab(changes: Sequence[Change]) -> Html:
     """Everything of the tab.
 
-    :param changes: newest first.
+    :param changes: those told of last come first; they are shown by their own times.
     """
     return element(
         "div",
@@ -55,7 +55,9 @@ def _none() -> Html:
 
 
 def _days(changes: Sequence[Change]) -> Iterator[Html]:
-    for day, group in groupby(changes, key=lambda change: datetime.fromtimestamp(change.at, UTC).date()):
+    # a removal is told of when it is sure, and dated when the model was first missing
+    newest = sorted(changes, key=lambda change: change.at, reverse=True)
+    for day, group in groupby(newest, key=lambda change: datetime.fromtimestamp(change.at, UTC).date()):
         yield element(
             "section",
             element("h2", element("time", f"{day:%A}, {day.day} {day:%B %Y}", datetime=day.isoformat())),
@@ -69,7 +71,7 @@ def _change(change: Change) -> Html:
         "li",
         figures.clock(change.at),
         element("span", word, class_=f"mark {tone}".strip()),
-        element("a", change.name, href=Address("/", (("model", change.key),)).href, class_="name"),
+        to_panel(change.name, change.key),
         element("ul", map(_field, change.fields), class_="deltas") if change.fields else None,
     )
 

@@ -10,6 +10,7 @@ from chutes_autopilot.explorer_live.measured import Failover, Measured
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.web.explorer import figures
 from chutes_autopilot.web.explorer.figures import UNKNOWN
+from chutes_autopilot.web.explorer.links import to_panel
 from chutes_autopilot.web.explorer.markup import Html, element, join
 from chutes_autopilot.web.explorer.picks import picks_section
 
@@ -28,6 +29,7 @@ def live_tab(
     picks: Sequence[Pick],
     totals: Totals,
     *,
+    keys: Mapping[str, str],
     snapshot: int,
     age: float | None,
     streams: bool,
@@ -35,6 +37,7 @@ def live_tab(
     """Everything of the tab.
 
     :param others: the models that are no candidates.
+    :param keys: by name, of the models that have a panel.
     :param snapshot: the id of the router's snapshot, the same that decisions name.
     :param age: seconds since the feed came that the ranking was made of.
     :param streams: whether updates come by themselves.
@@ -48,17 +51,17 @@ def live_tab(
                 element("h1", "Live ranking", id="live-title"),
                 _indicator(streams, snapshot, len(ranking), age),
             ),
-            _ranking(ranking, others, measured) if ranking else _no_candidates(),
+            _ranking(ranking, others, measured, keys) if ranking else _no_candidates(),
             class_="ranking",
             aria_labelledby="live-title",
         ),
         element(
             "div",
-            picks_section(picks, totals),
+            picks_section(picks, totals, keys),
             element(
                 "section",
                 element("h2", "Failovers", id="failovers-title"),
-                _failovers(failovers),
+                _failovers(failovers, keys),
                 class_="failovers",
                 aria_labelledby="failovers-title",
             ),
@@ -100,7 +103,12 @@ def _no_candidates() -> Html:
     )  # fmt: skip
 
 
-def _ranking(ranking: Sequence[Ranked], others: Sequence[Excluded], measured: Mapping[str, Measured]) -> Html:
+def _ranking(
+    ranking: Sequence[Ranked],
+    others: Sequence[Excluded],
+    measured: Mapping[str, Measured],
+    keys: Mapping[str, str],
+) -> Html:
     widest = max(max(parts.idle + parts.room, parts.refusals) for parts in map(score_parts, ranking))
     shown = ranking[:_SHOWN]
     table = element(
@@ -117,7 +125,7 @@ def _ranking(ranking: Sequence[Ranked], others: Sequence[Excluded], measured: Ma
         "div",
         table,
         more,
-        _measured_elsewhere(unranked),
+        _measured_elsewhere(unranked, keys),
         _excluded(others),
         class_="scroll",
         tabindex="0",
@@ -126,7 +134,7 @@ def _ranking(ranking: Sequence[Ranked], others: Sequence[Excluded], measured: Ma
     )
 
 
-def _measured_elsewhere(unranked: Mapping[str, Measured]) -> Html | None:
+def _measured_elsewhere(unranked: Mapping[str, Measured], keys: Mapping[str, str]) -> Html | None:
     """How the models fare that were asked for by name and are no candidates now."""
     if not unranked:
         return None
@@ -139,7 +147,8 @@ def _measured_elsewhere(unranked: Mapping[str, Measured]) -> Html | None:
             "table",
             element("thead", element("tr", (element("th", title, scope="col", class_="n" if number else None)
                                             for title, number in heads))),
-            element("tbody", (element("tr", element("th", name, _resting(own), scope="row"), _own_cells(own))
+            element("tbody", (element("tr", element("th", to_panel(name, keys.get(name)), _resting(own), scope="row"),
+                                      _own_cells(own))
                               for name, own in sorted(unranked.items()))),
             class_="unranked",
         ),
@@ -230,7 +239,7 @@ def _candidate(ranking: Sequence[Ranked], place: int, measured: Mapping[str, Mea
         element(
             "th",
             element("span", owner + slash, class_="org") if slash else None,
-            element("span", base, class_="name"),
+            to_panel(base, ranked.chute_id),
             _resting(own),
             element("span", sentence(ranking, place), class_="why"),
             scope="row",
@@ -258,7 +267,7 @@ def _refused(share: float) -> Html:
     return element("span", figures.percent(share), class_="limited" if share >= 0.01 else "zero" if not share else None)
 
 
-def _failovers(failovers: Sequence[Failover]) -> Html:
+def _failovers(failovers: Sequence[Failover], keys: Mapping[str, str]) -> Html:
     if not failovers:
         return element("p", "None since this service started. An attempt that fails before its first byte is shown "
                             "here with the model that took its place.", class_="dim")  # fmt: skip
@@ -268,9 +277,15 @@ def _failovers(failovers: Sequence[Failover]) -> Html:
             element(
                 "li",
                 figures.clock(failover.at),
-                element("span", failover.model, class_="from", title=failover.model),
+                to_panel(failover.model, keys.get(failover.model), class_="from", title=failover.model),
                 element("span", in_words(failover.why), class_="mark warn"),
-                element("span", f"→ {failover.next_model}", class_="next", title=failover.next_model)
+                element(
+                    "span",
+                    "→ ",
+                    to_panel(failover.next_model, keys.get(failover.next_model), class_=None),
+                    class_="next",
+                    title=failover.next_model,
+                )
                 if failover.next_model
                 else element("span", "no candidate left", class_="limited"),
             )

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import attrs
+
 from chutes_autopilot.explorer.conflicts import FieldConflict
 from chutes_autopilot.explorer.merge import Merged, Ref
 from chutes_autopilot.explorer.records import SOURCES
+from chutes_autopilot.web.explorer.links import to_panel
 from chutes_autopilot.web.explorer.markup import Html, element
 from chutes_autopilot.web.explorer.panels import shown
 from chutes_autopilot.web.explorer.states import LONG_NAMES, NAMES
@@ -39,15 +42,15 @@ def merge_tab(merged: Merged) -> Html:
         _section("names", "Names and marks on which they disagree",
                  "A model counts as TEE only where no source says otherwise.",
                  ("Model", "Field", "Listing", "/v1/models"),
-                 (_line(c.name, c.field, c.chutes, c.v1) for c in others), len(others)),
+                 (_line(_Named(c.name, c.chute_id), c.field, c.chutes, c.v1) for c in others), len(others)),
         _section("suggestions", "May be one model",
                  "Their names say so, but they are two chutes, or only alike: nothing is merged.",
                  ("/v1/models", "Listing", "Rule", ">Score", "Held back by"),
-                 (_line(s.v1.name, s.chutes.name, _RULES[s.rule], _Number(f"{s.score:.1f}"), s.blocked_by)
+                 (_line(_named(s.v1), _named(s.chutes), _RULES[s.rule], _Number(f"{s.score:.1f}"), s.blocked_by)
                   for s in merged.suggestions), len(merged.suggestions)),
         _section("id-conflicts", "One name, two chute ids", "The platform knows two chutes of this name.",
                  ("/v1/models", "Its id", "Listing", "Its id", "Rule"),
-                 (_line(c.v1.name, c.v1.chute_id, c.chutes.name, c.chutes.chute_id, _RULES[c.rule])
+                 (_line(_named(c.v1), c.v1.chute_id, _named(c.chutes), c.chutes.chute_id, _RULES[c.rule])
                   for c in merged.id_conflicts), len(merged.id_conflicts)),
         _section("ambiguous", "More than one could be meant", "Several records share the key, so none is joined by it.",
                  ("Key", "Rule", "/v1/models", "Listing"),
@@ -121,20 +124,39 @@ class _Number(str):
     __slots__ = ()
 
 
+@attrs.frozen
+class _Named:
+    """A cell that is a model's name.
+
+    :param chute_id: also its key; a record of the catalog that has none may have a number behind its name.
+    """
+
+    name: str
+    chute_id: str | None
+
+
+def _named(ref: Ref) -> _Named:
+    return _Named(ref.name, ref.chute_id)
+
+
 def _head(title: str) -> Html:
     return element("th", title.removeprefix(">"), scope="col", class_="n" if title.startswith(">") else None)
 
 
 def _line(*cells: object) -> Html:
-    return element(
-        "tr", (element("td", shown(cell), class_="n" if isinstance(cell, _Number) else None) for cell in cells)
-    )
+    return element("tr", map(_cell, cells))
+
+
+def _cell(cell: object) -> Html:
+    if isinstance(cell, _Named):
+        return element("td", to_panel(cell.name, cell.chute_id))
+    return element("td", shown(cell), class_="n" if isinstance(cell, _Number) else None)
 
 
 def _price(conflict: FieldConflict) -> Html:
     percent = "–" if conflict.delta_pct is None else f"{conflict.delta_pct:+.1f}"  # noqa: RUF001 - a dash is meant
     return _line(
-        conflict.name,
+        _Named(conflict.name, conflict.chute_id),
         conflict.field.removeprefix("price.").replace("_", " "),
         *(_Number(f"{usd:.4f}") for usd in (conflict.chutes, conflict.v1)),
         _Number(f"{conflict.delta_abs:+.4f}"),
@@ -155,7 +177,11 @@ def _alone(source: str, refs: Sequence[Ref]) -> Html | None:
         element(
             "ul",
             (
-                element("li", ref.name, element("span", f" {ref.chute_id}", class_="dim") if ref.chute_id else None)
+                element(
+                    "li",
+                    to_panel(ref.name, ref.chute_id),
+                    element("span", f" {ref.chute_id}", class_="dim") if ref.chute_id else None,
+                )
                 for ref in refs[:_MOST]
             ),
             class_="names",

@@ -268,6 +268,7 @@ class ExplorerPages:
             self.failovers(),
             self.picks(SHOWN),
             self.totals(),
+            keys={} if snapshot.catalog is None else snapshot.catalog.chute_ids,
             snapshot=snapshot.id,
             age=age,
             streams=self.streams,
@@ -282,7 +283,9 @@ class ExplorerPages:
 
     async def _changes(self, address: Address) -> _Page:
         changes = self.changes(CHANGES)
-        return self._frame("/changes", changes_tab(changes), said=f"{len(changes)} changes", title="Changes")
+        nothing = self.truth() is None and not changes
+        content = states.nothing_yet(self.freshness()) if nothing else changes_tab(changes)
+        return self._frame("/changes", content, said=f"{len(changes)} changes", title="Changes")
 
 
 def _usual(address: Address) -> Address:
