@@ -68,6 +68,40 @@ def test_the_first_screen_of_a_phone_shows_three_cards(demo: str, open_page: Ope
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0], path
 
 
+@pytest.mark.parametrize("width", [320, 360])
+@pytest.mark.parametrize("path", ["/", "/?kind=chat&q=a&modality=text", "/live", "/merge", "/changes"])
+def test_no_page_is_wider_than_a_small_phone(demo: str, open_page: Open, path: str, width: int) -> None:
+    """Also with filters set, whose count and links stand beside each other where there is room."""
+    page = open_page(demo, path, size=(width, 640))
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("width", [1024, 1280])
+def test_the_live_ranking_shows_all_of_its_columns_and_whole_names(demo: str, open_page: Open, width: int) -> None:
+    """Beside the picks or above them: nothing to scroll to sideways, and each name in one line."""
+    page = open_page(demo, "/live", size=(width, 768))
+    widths = page.eval_on_selector(".ranking .scroll", "list => [list.scrollWidth, list.clientWidth]")
+    assert widths[0] <= widths[1]
+    cut = "names => names.filter(name => name.getClientRects().length > 1 || name.scrollWidth > name.clientWidth + 1)"
+    assert page.eval_on_selector_all("#ranks .name, #ranks tbody th", f"{cut}.map(each => each.textContent)") == []
+    assert in_view(page, "#picks-title") == in_view(page, "#failovers-title") == 1
+
+
+@pytest.mark.parametrize("opened", ["panel", "compare"])
+def test_without_scripts_the_tools_beside_a_panel_stand_apart(demo: str, open_page: Open, opened: str) -> None:
+    """At 1280 no tool covers another one."""
+    page = open_page(demo, "/", size=(1280, 800), scripts=False)
+    rows = page.locator("#rows > tr").evaluate_all("rows => rows.map(row => row.id.slice(4))")
+    page.goto(f"/?model={rows[0]}" if opened == "panel" else f"/?compare={','.join(rows[:2])}")
+    tools = page.locator(".toolbar form > *, .toolbar .summary > *").all()
+    boxes = [box for tool in tools if tool.is_visible() and (box := tool.bounding_box()) and box["width"]]
+    for place, one in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            apart = one["x"] + one["width"] <= other["x"] or one["y"] + one["height"] <= other["y"]
+            inside = other["x"] >= one["x"] and other["x"] + other["width"] <= one["x"] + one["width"] + 1
+            assert apart or inside or other["x"] + other["width"] <= one["x"], (one, other)
+
+
 def test_sorting_by_keyboard_keeps_the_focus_and_tells_the_order(demo: str, open_page: Open) -> None:
     """Enter on a head sorts, Enter again turns the order around; the page is not loaded anew."""
     page = open_page(demo, "/?kind=chat")
