@@ -141,6 +141,31 @@ def test_the_address_holds_the_state(demo: str, open_page: Open) -> None:
     expect(page.locator("#q")).to_have_value("aurora")
 
 
+def test_going_back_undoes_a_search_and_no_more(demo: str, open_page: Open) -> None:
+    """A burst of typing is one step of the history, sent by Enter or not; the field shows what is searched for then."""
+    page = open_page(demo, "/changes")
+    page.locator("#tab-").click()
+    expect(page).to_have_url(f"{demo}/")
+    everything = page.locator("#rows tr").count()
+    field = page.locator("#q")
+    field.press_sequentially("aur", delay=300)
+    expect(page).to_have_url(f"{demo}/?q=aur")
+    field.press_sequentially("ora")
+    field.press("Enter")
+    expect(page).to_have_url(f"{demo}/?q=aurora")
+    field.press("Enter")
+    page.go_back()
+    expect(page).to_have_url(f"{demo}/")
+    expect(page.locator("#rows tr")).to_have_count(everything)
+    expect(field).to_have_value("")
+    page.go_forward()
+    expect(page).to_have_url(f"{demo}/?q=aurora")
+    expect(field).to_have_value("aurora")
+    page.go_back()
+    page.go_back()
+    expect(page).to_have_url(f"{demo}/changes")
+
+
 def test_the_live_ranking_moves_neither_focus_nor_scroll(
     scripted: str, platform: ScriptedPlatform, open_page: Open
 ) -> None:

@@ -112,7 +112,18 @@ async function read(address, signal) {
   return new DOMParser().parseFromString(text, "text/html");
 }
 
-async function show(address, { push = true, quiet = false } = {}) {
+// Going back leads to what was asked for before: an entry for each address, and one alone for a burst of typing, which
+// its first letter makes and the others rewrite.
+let bursting = false;
+function enter(address, typed) {
+  const wanted = new URL(address, location.href).href;
+  const known = wanted === location.href;
+  if (bursting && typed) history.replaceState(null, "", wanted);
+  else if (!known) history.pushState(null, "", wanted);
+  bursting = typed && (bursting || !known);
+}
+
+async function show(address, { push = true, typed = false, quiet = false } = {}) {
   const main = byId("main");
   if (quiet && asking) return; // what the reader asked for comes first
   asking?.abort();
@@ -120,7 +131,7 @@ async function show(address, { push = true, quiet = false } = {}) {
   if (!quiet) main.setAttribute("aria-busy", "true");
   try {
     const page = await read(address, mine.signal);
-    if (push) history.pushState(null, "", address);
+    if (push) enter(address, typed);
     keepingFocus(() => {
       document.title = page.title;
       takeAttributes(document.body, page.body);
@@ -232,21 +243,28 @@ let opened = null;
 document.addEventListener("submit", (event) => {
   event.preventDefault();
   clearTimeout(typing);
-  show(addressOf(event.target, event.submitter));
+  show(addressOf(event.target, event.submitter), { typed: bursting });
 });
 
 let typing = 0;
+const isTyped = (field) => field.type === "search" || field.type === "number";
 document.addEventListener("input", (event) => {
   const field = event.target;
   if (!field.form) return;
   clearTimeout(typing);
-  const wait = field.type === "search" || field.type === "number" ? 180 : 0;
-  typing = setTimeout(() => show(addressOf(field.form, field.form.querySelector("#apply")), { push: field.type !== "search" && field.type !== "number" }).then(() => {
-    if (field.type === "search" || field.type === "number") history.replaceState(null, "", addressOf(field.form, field.form.querySelector("#apply")));
-  }), wait);
+  const typed = isTyped(field);
+  typing = setTimeout(() => show(addressOf(field.form, field.form.querySelector("#apply")), { typed }), typed ? 180 : 0);
 });
+document.addEventListener("focusout", () => { bursting = false; });
 
-window.addEventListener("popstate", () => show(location.href, { push: false }));
+window.addEventListener("popstate", () => {
+  clearTimeout(typing);
+  bursting = false;
+  const field = document.activeElement;
+  show(location.href, { push: false }).then(() => {
+    if (isTyped(field)) field.value = field.getAttribute("value") ?? "";
+  });
+});
 
 document.addEventListener("keydown", (event) => {
   const typingIn = event.target.matches?.("input:not([type=checkbox]), select, textarea");
