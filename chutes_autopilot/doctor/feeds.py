@@ -87,7 +87,7 @@ async def check_feeds(
 
 
 def _not_fetched(feed: str, error: FetchError) -> Finding:
-    return fail(feed, "fetch", f"{error} ({error.reason})", _ADVICE[error.reason])
+    return fail(feed, "fetch", f"{error.reason}: {error}", _ADVICE[error.reason])
 
 
 def _catalog(body: bytes) -> tuple[Catalog | None, Finding]:

@@ -16,6 +16,8 @@ from twisted.web.client import GzipDecoder, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
+from chutes_autopilot.upstream.troubles import in_words, server_of
+
 FetchReason = Literal["network", "timeout", "status", "too_large", "invalid"]
 """Why a fetch failed: a closed set, for metrics. ``invalid`` is a body whose gzip cannot be undone."""
 
@@ -46,7 +48,7 @@ class FetchedAnswer:
 class FetchError(Exception):
     """A fetch that brought nothing, so that the last known good stays.
 
-    :param message: for logs; holds no URL, address or upstream text.
+    :param message: for logs and the page: names the server, and holds nothing else of the URL and no upstream text.
     """
 
     def __init__(self, reason: FetchReason, message: str) -> None:
@@ -135,7 +137,7 @@ async def _fetch(
     except zlib.error:
         raise FetchError("invalid", "the body is no gzip") from None
     except Exception as error:  # noqa: BLE001 - every failure of the network, TLS or the URL is one of the fetch
-        raise FetchError("network", type(error).__name__) from None
+        raise FetchError("network", in_words(error)) from None
 
 
 def _retry_after(headers: Headers) -> float | None:
@@ -166,7 +168,7 @@ async def fetch_json_bytes(
     :param max_bytes: bound of the body, before and after unzipping.
     """
     fetching = _fetch(http_client, url, max_bytes, _wanted(headers), clock, any_status=False)
-    return (await _in_time(fetching, timeout, clock)).body
+    return (await _of_server(url, _in_time(fetching, timeout, clock))).body
 
 
 async def fetch_answer(
@@ -180,7 +182,14 @@ async def fetch_answer(
 ) -> FetchedAnswer:
     """The same for whoever must know what an answer other than a 200 says; its body has MAX_ERROR_BYTES at most."""
     fetching = _fetch(http_client, url, max_bytes, _wanted(headers), clock, any_status=True)
-    return await _in_time(fetching, timeout, clock)
+    return await _of_server(url, _in_time(fetching, timeout, clock))
+
+
+async def _of_server(url: str, fetching: Coroutine[Deferred[Any], Any, FetchedAnswer]) -> FetchedAnswer:
+    try:
+        return await fetching
+    except FetchError as error:
+        raise FetchError(error.reason, f"{server_of(url)}: {error}") from None
 
 
 def _wanted(headers: tuple[tuple[str, str], ...]) -> Headers:

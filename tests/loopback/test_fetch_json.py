@@ -75,7 +75,7 @@ def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
 async def failure(url: str, **more: Any) -> FetchError:
     with pytest.raises(FetchError) as caught:
         await fetch(url, **more)
-    assert "127.0.0.1" not in str(caught.value)
+    assert str(caught.value).startswith(f"{url.split('/')[2]}: ")
     assert url not in str(caught.value)
     return caught.value
 
@@ -115,7 +115,7 @@ async def test_every_status_but_200_fails(status: bytes) -> None:
     head = b"HTTP/1.1 " + status + b"\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n"
     async with peer(head) as (_, url):
         error = await failure(url)
-        assert (error.reason, str(error)) == ("status", f"status {status[:3].decode()}")
+        assert (error.reason, str(error)) == ("status", f"{url.split('/')[2]}: status {status[:3].decode()}")
 
 
 async def test_a_refused_answer_is_cut() -> None:
@@ -267,3 +267,18 @@ async def test_the_body_of_an_error_is_bounded_more_closely() -> None:
         with pytest.raises(FetchError) as caught:
             await fetched(url, max_bytes=10 * MAX_ERROR_BYTES)
         assert caught.value.reason == "too_large"
+
+
+async def test_nobody_there_is_said_in_words() -> None:
+    """Which server and what happened, and nothing of the credentials, the path and the query of the URL."""
+    async with peer(b"") as (peers, url):
+        peers.gone.callback(None)
+    with pytest.raises(FetchError) as caught:
+        await fetch(url.replace("http://", "http://me:hunter2@") + "?key=hunter3")
+    assert str(caught.value) == f"{url.split('/')[2]}: it refused the connection"
+
+
+async def test_an_answer_that_breaks_off_is_said_in_words() -> None:
+    """However deep the library wraps it."""
+    async with peer(answer(b"{}")[:-1], close=True) as (_, url):
+        assert str(await failure(url)).endswith(": it closed the connection before the end of its answer")
