@@ -51,6 +51,7 @@ _MESSAGES = {
     FIRST_BYTE_TIMEOUT: "Chutes sent no first byte of the answer in time; try again or choose another model.",
     FIRST_BYTE_ERROR: "Chutes closed the connection before the first byte of the answer; try again.",
 }
+_NOTHING = "Chutes ended its answer before the first byte of it; try again or choose another model."
 
 
 @attrs.frozen
@@ -225,7 +226,8 @@ def step(state: Failover, event: Event) -> tuple[Failover, Command, str | None]:
             return (state, Refuse(error), reason) if state.exhausted or not retry else (*advance(state), reason)
     reason = failure_reason(event)
     if state.exhausted:
-        return state, Refuse(ApiError(reason, _MESSAGES[reason])), reason
+        message = _NOTHING if isinstance(event, Ended) else _MESSAGES[reason]
+        return state, Refuse(ApiError(reason, message)), reason
     return *advance(state), reason
 
 

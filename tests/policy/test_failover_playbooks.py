@@ -64,6 +64,17 @@ def test_the_last_attempt_ends_with_its_own_failure(events: list[Event], reason:
         assert (command.error.code, command.error.status) == (reason, status)
 
 
+def test_an_empty_answer_is_not_called_late() -> None:
+    """It has the code of one that never began, and a message of its own."""
+    state, _ = start("a")
+    messages = []
+    for event in (Ended(), DeadlinePassed("first_byte")):
+        command = step(state, event)[1]
+        assert isinstance(command, Refuse)
+        messages.append(command.error.message)
+    assert ["in time" in message for message in messages] == [False, True]
+
+
 @pytest.mark.parametrize("status", [204, 301, 400, 401, 402, 404, 426, 429, 500, 502, 504])
 def test_every_other_status_is_an_answer(status: int) -> None:
     """429 and the rest pass back at once, also when candidates are left; so does a 204, which has no body."""
