@@ -78,6 +78,7 @@ class Options(usage.Options):
         super().__init__()
         self._environ = os.environ if environ is None else environ
         self._endpoints: list[str] = []
+        self._in_env_file: tuple[str, ...] = ()
         self.log_stream: TextStream | None = None
         self.log: ProcessLog | None = None
 
@@ -199,7 +200,9 @@ class Options(usage.Options):
 
     def _variables(self) -> dict[str, str]:
         path = self["env-file"]
-        variables = {**(parse_env_file(_read_file(path)) if path is not None else {}), **self._environ}
+        in_file = parse_env_file(_read_file(path)) if path is not None else {}
+        self._in_env_file = tuple(in_file)
+        variables = {**in_file, **self._environ}
         return variables if self["workers"] is None else {**variables, "WORKERS": self["workers"]}
 
     def _read(self, variables: Mapping[str, str]) -> Settings:
@@ -209,7 +212,7 @@ class Options(usage.Options):
             files[path] = _read_file(path)
             return files[path]
 
-        settings = read_settings(variables, read_file)
+        settings = read_settings(variables, read_file, self._in_env_file)
         self.sources = variables, files
         return settings
 

@@ -12,6 +12,10 @@ from twisted.logger import Logger
 from twisted.scripts.twistd import ServerOptions
 
 from chutes_autopilot import __version__
+from chutes_autopilot.cli.doctor import doctor
+from chutes_autopilot.cli.environment import settings_from
+from chutes_autopilot.cli.main import main
+from chutes_autopilot.cli.selftest import selftest
 from chutes_autopilot.tap import Options
 
 
@@ -179,6 +183,21 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
     file.write_text("MAX_REQUEST_BYTES=5\nMAX_MODEL_LIST_ITEMS=5\nMAX_FAILOVER_ATTEMPTS=5\n")
     settings = parse("--env-file", str(file), MAX_REQUEST_BYTES="7", MAX_FAILOVER_ATTEMPTS="").settings
     assert (settings.max_request_bytes, settings.max_model_list_items, settings.max_failover_attempts) == (7, 5, 8)
+
+
+def test_a_stranger_in_the_env_file_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With the nearest setting, if there is one; the environment may have any, and a proxy has a warning of its own."""
+    file = tmp_path / "env"
+    file.write_text("BACKEND_URL=x\nutilisation_url=x\nQQQ=x\nMAX_REQUEST_BYTES=5\nHTTPS_PROXY=p\nhttps_proxy=p\n")
+    settings = parse("--env-file", str(file), MODEL_URL="x").settings
+    assert settings.warnings[2:] == (
+        "BACKEND_URL in the file of --env-file is no setting; is BACKEND_BASE_URL meant?",
+        "utilisation_url in the file of --env-file is no setting; is UTILIZATION_URL meant?",
+        "QQQ in the file of --env-file is no setting",
+    )
+    assert "QQQ" in answer(capsys, "--check-config", "--env-file", str(file))[1]
+    file.write_text("".join(f"Q{number}=1\n" for number in range(25)))
+    assert settings_from({"Q99": "x"}, str(file)).warnings[-1] == "--env-file names 5 more that are no settings"
 
 
 def test_there_is_something_to_read_again_where_a_file_is_named(tmp_path: Path) -> None:

@@ -745,3 +745,13 @@ def test_more_workers_than_cores_are_surely_not_meant() -> None:
     (warning,) = read({"WORKERS": "256"}).warnings
     assert warning.startswith("WORKERS is 256, more than the cores this service may use: ")
     assert read({"WORKERS": "auto"}).warnings == ()
+
+
+def test_feeds_asked_for_too_often_are_warned_of() -> None:
+    """From one second on an interval is nobody's mistake."""
+    asked = {"MODELS_REFRESH_MS": "5", "UTILIZATION_REFRESH_MS": "999"}
+    assert read(asked).warnings == (
+        "MODELS_REFRESH_MS is 5: the platform is asked oftener than once a second",
+        "UTILIZATION_REFRESH_MS is 999: the platform is asked oftener than once a second",
+    )
+    assert read(dict.fromkeys(asked, "1000")).warnings == ()

@@ -15,13 +15,13 @@ def settings_from(environ: Mapping[str, str], env_file: str | None) -> Settings:
 
     :raises SettingsError: also where the file cannot be read.
     """
-    variables = dict(environ)
+    in_file: Mapping[str, str] = {}
     if env_file is not None:
         try:
-            variables = {**parse_env_file(read_text(env_file)), **variables}
+            in_file = parse_env_file(read_text(env_file))
         except OSError as error:
             raise SettingsError((f"cannot read the file given by --env-file: {error.strerror}",)) from error
-    return read_settings(variables, read_text)
+    return read_settings({**in_file, **environ}, read_text, tuple(in_file))
 
 
 def read_text(path: str) -> str:

@@ -45,7 +45,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield ok("settings", "values", f"valid; {changed} of {len(SETTINGS)} differ from their defaults")
     for warning in settings.warnings:
         name, _, rest = warning.partition(" ")
-        yield warn("settings", name, rest, _ADVICE.get(name, "see this setting in the README"))
+        yield warn("settings", name, rest, _ADVICE.get(name, "see the settings in the README"))
     for variable, extra in missing_extras(settings):
         advice = f"pip install 'chutes-autopilot[{extra}]'"
         yield fail("settings", variable, f"the extra {extra} is not installed", advice)

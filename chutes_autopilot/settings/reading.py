@@ -1,6 +1,6 @@
 """The environment in, Settings out, and back into lines that an operator can read."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 from typing import Any
 
@@ -24,6 +24,12 @@ _POLLED = (
 _LATEST_POLL = 1.1
 """Intervals: polls are that far apart at the most (control.periodic), their own time not counted."""
 
+LEAST_REFRESH = 1.0
+"""Seconds between two fetches of a feed, below which a warning is due."""
+
+_TOLD_OF = frozenset({"HTTPS_PROXY"})
+_MOST_STRANGERS = 20
+
 _PER_SECOND = {"ms": 1000, "min": 1 / 60}
 
 SETTINGS: tuple[Setting, ...] = (
@@ -36,11 +42,14 @@ SETTINGS: tuple[Setting, ...] = (
 """Every setting, in the order of the documentation."""
 
 
-def read_settings(environ: Mapping[str, str], read_file: Callable[[str], str]) -> Settings:
+def read_settings(
+    environ: Mapping[str, str], read_file: Callable[[str], str], in_env_file: Collection[str] = ()
+) -> Settings:
     """Turn the environment into Settings before anything else starts, so that a mistake is told at once.
 
     :param environ: variables by name; unknown ones are ignored, blank ones mean the default.
     :param read_file: the text of a file by its path; may raise OSError or ValueError.
+    :param in_env_file: the names in a file that is for settings alone: a stranger there is warned of.
     :raises SettingsError: names every faulty variable.
     """
     values: dict[str, Any] = {}
@@ -75,7 +84,7 @@ def read_settings(environ: Mapping[str, str], read_file: Callable[[str], str]) -
         faults.setdefault(name, fault_between)
     if faults:
         raise SettingsError(tuple(f"{s.name}: {faults[s.name]}" for s in SETTINGS if s.name in faults))
-    return Settings(**values, warnings=tuple(_warnings(environ, values)))
+    return Settings(**values, warnings=(*_warnings(environ, values), *_strangers(in_env_file)))
 
 
 def _secret_in_file(setting: Setting, environ: Mapping[str, str], read_file: Callable[[str], str], path: str) -> Any:
@@ -136,6 +145,24 @@ def _warnings(environ: Mapping[str, str], values: Mapping[str, Any]) -> Iterator
                 f"{max_age.upper()}_MS is too short for {refresh.upper()}_MS: /readyz answers 503 between two polls, "
                 f"which are up to {apart * 1000:.0f} ms apart"
             )
+    for name in ("MODELS_REFRESH_MS", "UTILIZATION_REFRESH_MS"):
+        if (interval := values[name.lower().removesuffix("_ms")]) < LEAST_REFRESH:
+            yield f"{name} is {interval * 1000:.0f}: the platform is asked oftener than once a second"
+
+
+def _strangers(names: Collection[str]) -> Iterator[str]:
+    """Warnings of names that are no settings, with the nearest one."""
+    settings = [setting.name for setting in SETTINGS]
+    strangers = [name for name in names if name not in settings and name.upper() not in _TOLD_OF]
+    if not strangers:
+        return
+    from difflib import get_close_matches  # loaded at no start but a mistaken one
+
+    for name in strangers[:_MOST_STRANGERS]:
+        near = get_close_matches(name.upper(), settings, 1)
+        yield f"{name} in the file of --env-file is no setting" + (f"; is {near[0]} meant?" if near else "")
+    if len(strangers) > _MOST_STRANGERS:
+        yield f"--env-file names {len(strangers) - _MOST_STRANGERS} more that are no settings"
 
 
 def describe(settings: Settings) -> tuple[str, ...]:
