@@ -261,6 +261,34 @@ def test_workers_of_the_command_line_win(capsys: pytest.CaptureFixture[str]) -> 
     assert "cannot be shared by WORKERS" in refusal(capsys, "--check-config", "--workers=2", "--endpoint=systemd:x")
 
 
+def test_an_unknown_command_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands are named where the first word is none of them."""
+    with pytest.raises(SystemExit) as ended:
+        main(["doktor", "--json"])
+    commands = "run, doctor, selftest, keygen, record and replay"
+    assert (ended.value.code, capsys.readouterr().err) == (
+        1,
+        f"chutes-autopilot: there is no command 'doktor'; there are {commands} (--help tells more)\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "reason"),
+    [
+        (doctor, "--timeout", "must be a number above 0"),
+        (selftest, "--longest-wait", "must be from 0.2 to 10 seconds"),
+    ],
+)
+@pytest.mark.parametrize("text", ["x", "0", "nan"])
+def test_a_number_that_is_none_is_refused_by_what_it_must_be(
+    capsys: pytest.CaptureFixture[str], command: Callable[..., None], option: str, reason: str, text: str
+) -> None:
+    """A word is told the same as a number that will not do."""
+    with pytest.raises(SystemExit):
+        command([option, text], None)
+    assert capsys.readouterr().err.endswith(f"argument {option}: {reason}\n")
+
+
 def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """--version tells our version, not Twisted's, also where settings are wrong."""
     assert answer(capsys, "--version", LOG_LEVEL="x") == (f"chutes-autopilot {__version__}\n", "")

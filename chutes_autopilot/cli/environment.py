@@ -38,7 +38,10 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def positive(text: str) -> float:
     """A number above 0, for argparse."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number <= 1e9:
         raise argparse.ArgumentTypeError("must be a number above 0")
     return number

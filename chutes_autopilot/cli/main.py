@@ -11,6 +11,8 @@ from chutes_autopilot.cli.keygen import keygen
 
 SERVICE = ServiceMaker("Chutes AutoPilot", "chutes_autopilot.tap", "Run the gateway", "chutes-autopilot")
 
+COMMANDS = "run, doctor, selftest, keygen, record and replay"
+
 
 class Foreground(ServerOptions):
     """twistd's options with our service as the only command: this one does not depend on plugins being found."""
@@ -49,8 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from chutes_autopilot.cli.selftest import selftest
 
             selftest(rest, reactor)
-        case ["run", *rest] | rest:
+        case ["run", *rest]:
             _run(rest)
+        case [word, *_] if not word.startswith("-"):
+            print(f"chutes-autopilot: there is no command {word!r}; there are {COMMANDS} (--help tells more)",
+                  file=sys.stderr)  # fmt: skip
+            raise SystemExit(1)
+        case _:
+            _run(options)
 
 
 def _run(options: Sequence[str]) -> None:

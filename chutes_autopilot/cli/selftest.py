@@ -78,7 +78,10 @@ async def _play(settings: Settings, options: argparse.Namespace, reactor: Any) -
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0.2 <= number <= LONGEST_WAIT:
         raise argparse.ArgumentTypeError(f"must be from 0.2 to {LONGEST_WAIT:g} seconds")
     return number
