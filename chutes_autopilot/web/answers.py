@@ -7,8 +7,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from chutes_autopilot.errors import ApiError, internal_error
 from chutes_autopilot.observe import events
+from chutes_autopilot.web.explorer.closed_page import NOT_FOUND
 from chutes_autopilot.web.explorer.errors import is_explorer_path
+from chutes_autopilot.web.explorer.places import send_page, wants_page
 from chutes_autopilot.web.site import GatewayRequest
+
+_PLACES = "POST /v1/chat/completions and GET /v1/models"
 
 
 def install_error_answers(app: Klein) -> None:
@@ -31,10 +35,13 @@ def install_error_answers(app: Klein) -> None:
 
     @app.handle_errors(NotFound, HTTPException)
     def not_found(request: GatewayRequest, failure: Failure) -> None:
-        there_is = "POST /v1/chat/completions and GET /v1/models"
-        if is_explorer_path(request.path):
-            there_is = "GET /api/openapi.json, which lists what there is"
-        request.refuse(ApiError("not_found", f"There is nothing at this path; see {there_is}."))
+        is_api = is_explorer_path(request.path)
+        there_is = "GET /api/openapi.json, which lists what there is" if is_api else _PLACES
+        error = ApiError("not_found", f"There is nothing at this path; see {there_is}.")
+        if wants_page(request) and not (is_api or request.path.startswith(b"/v1/")):
+            send_page(request, NOT_FOUND, error)
+        else:
+            request.refuse(error)
 
     @app.handle_errors(CancelledError)
     def cancelled(request: GatewayRequest, failure: Failure) -> Failure:

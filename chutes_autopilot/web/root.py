@@ -1,6 +1,7 @@
 """The Klein tree: every path of the service, and nothing else."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,15 @@ from chutes_autopilot.web.site import GatewayRequest
 
 if TYPE_CHECKING:
     from chutes_autopilot.web.explorer.parts import ExplorerParts
+
+ROBOTS = b"User-agent: *\nDisallow: /api/\nDisallow: /v1/\nDisallow: /*?\n"
+"""The pages are for everybody; each combination of filters, and what programs ask for, is for no crawler."""
+_ICON = Path(__file__).parent / "explorer/static/favicon.svg"
+_KEPT_A_DAY = (
+    (b"Cache-Control", b"public, max-age=86400"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Content-Security-Policy", b"default-src 'none'"),
+)
 
 
 @attrs.frozen
@@ -169,6 +179,7 @@ def _app() -> Klein:
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     install_error_answers(app)
+    _for_visitors(app)
     return app
 
 
@@ -176,6 +187,19 @@ def _decisions(app: Klein, decisions: RecentRequests) -> None:
     @app.route("/v1/autopilot/decisions", methods=["GET"])
     def recent(request: GatewayRequest) -> Any:
         return decisions.recent(request)
+
+
+def _for_visitors(app: Klein) -> None:
+    """What browsers and crawlers ask for without being told to."""
+    icon = _ICON.read_bytes()
+
+    @app.route("/robots.txt", methods=["GET"])
+    def robots(request: GatewayRequest) -> None:
+        request.answer(200, ROBOTS, b"text/plain; charset=utf-8", _KEPT_A_DAY)
+
+    @app.route("/favicon.ico", methods=["GET"])
+    def favicon(request: GatewayRequest) -> None:
+        request.answer(200, icon, b"image/svg+xml", _KEPT_A_DAY)
 
 
 def _operations(app: Klein, operations: OperationsRoute, *, metrics_here: bool) -> None:

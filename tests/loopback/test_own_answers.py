@@ -90,6 +90,24 @@ async def test_no_path_or_method_gets_html(
     assert response.header("server") is None
 
 
+async def test_a_browser_gets_a_page_for_a_mistyped_address(gateway: Gateway) -> None:
+    """Complete in itself, with the same status; below /v1/ and /api/ everybody gets JSON."""
+    browser = b"Accept: text/html,application/xhtml+xml,*/*;q=0.8"
+    page = await gateway.get("/modles", browser)
+    assert (page.status, page.header("content-type")) == (404, "text/html; charset=utf-8")
+    assert (page.body.startswith(b"<!doctype html>"), page.header("vary")) == (True, "Accept")
+    for path in ("/v1/nope", "/api/nope"):
+        assert (await gateway.get(path, browser)).header("content-type") == "application/json"
+    assert (await gateway.get("/modles", browser, method=b"POST")).header("content-type") == "application/json"
+
+
+async def test_what_visitors_ask_for_unasked_is_there(gateway: Gateway) -> None:
+    """Crawlers are kept from what is no page, and an old browser's icon is no 404."""
+    robots, icon = await gateway.get("/robots.txt"), await gateway.get("/favicon.ico")
+    assert (robots.status, b"Disallow: /v1/\n" in robots.body) == (200, True)
+    assert (icon.status, icon.header("content-type"), icon.body[:4]) == (200, "image/svg+xml", b"<svg")
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/healthz/", "http://any.host/healthz?x=1"])
 async def test_healthz_says_ok(gateway: Gateway, path: str) -> None:
     """While the process answers at all; a final slash and the absolute form are the same path."""

@@ -1,4 +1,4 @@
-"""The page a browser gets where there is no explorer, or not yet: complete in itself, for nothing else is loaded."""
+"""The page a browser gets where there is nothing to see, or not yet: complete in itself, for nothing else is loaded."""
 
 from base64 import b64encode
 from hashlib import sha256
@@ -95,6 +95,12 @@ BUSY = ClosedPage(
     '<p class="dim">Other visitors have asked for many different pages. This one comes by itself in a moment.</p>'
     '<div class="bar" aria-hidden="true"><i></i></div>',
     reloads_after=2,
+)
+NOT_FOUND = ClosedPage(
+    "There is nothing at this address",
+    '<p class="dim">The models are at <a href="/">the front page</a>. Programs send requests to '
+    '<code>POST /v1/chat/completions</code>, and <a href="/v1/models"><code>GET /v1/models</code></a> lists what they '
+    "can ask for.</p>",
 )
 STARTING = ClosedPage(
     "The models explorer is starting",

@@ -29,9 +29,8 @@ def close_explorer(app: Klein, why: Callable[[], ApiError]) -> None:
 
     def closed(request: GatewayRequest, **_segments: str) -> Any:
         error = why()
-        if isinstance(error, Closed) and _wants_page(request):
-            page = error.page
-            request.answer(error.status, page.body(), b"text/html; charset=utf-8", (*page.headers, *error.headers))
+        if isinstance(error, Closed) and request.path.decode("latin-1") in _PAGES and wants_page(request):
+            send_page(request, error.page, error)
             return
         raise error
 
@@ -44,10 +43,14 @@ def answer_places(app: Klein, answer: Callable[..., Any], places: Sequence[str])
         app.route(path, endpoint=f"place_{number}")(answer)
 
 
-def _wants_page(request: GatewayRequest) -> bool:
+def wants_page(request: GatewayRequest) -> bool:
     """Whether a browser asks for a page: it names text/html, which programs that take anything do not."""
-    accepted = (request.getHeader(b"Accept") or b"").lower()
-    return request.method in (b"GET", b"HEAD") and request.path.decode("latin-1") in _PAGES and b"text/html" in accepted
+    return request.method in (b"GET", b"HEAD") and b"text/html" in (request.getHeader(b"Accept") or b"").lower()
+
+
+def send_page(request: GatewayRequest, page: ClosedPage, error: ApiError) -> None:
+    """Answer with the page in the place of the error's JSON."""
+    request.answer(error.status, page.body(), b"text/html; charset=utf-8", (*page.headers, *error.headers))
 
 
 def switched_off() -> ApiError:
