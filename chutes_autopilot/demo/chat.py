@@ -7,6 +7,7 @@ import msgspec
 from attrs import frozen
 
 from chutes_autopilot.demo.catalog import SimulatedModel
+from chutes_autopilot.demo.tool_calls import NoSuchTool, ToolCall, forced_call
 
 DEFAULT_TOKENS = 48
 MAX_TOKENS = 1_000_000
@@ -43,6 +44,8 @@ class Asked(Protocol):
     def finish_reason(self) -> str: ...
     @property
     def begun(self) -> int: ...
+    @property
+    def tool(self) -> ToolCall | None: ...
 
 
 @frozen
@@ -51,7 +54,8 @@ class ChatCall:
 
     :param tokens: length of the answer.
     :param begun: how many characters of it the request has already, to be gone on from (``continue_final_message``).
-    :param finish_reason: ``length`` when max_tokens decided the length, else ``stop``.
+    :param finish_reason: ``length`` when max_tokens decided the length, else ``stop``, or ``tool_calls``.
+    :param tool: the call that the answer is, in the place of text.
     """
 
     model: SimulatedModel
@@ -59,6 +63,7 @@ class ChatCall:
     tokens: int
     finish_reason: str
     begun: int = 0
+    tool: ToolCall | None = None
 
 
 class _Message(msgspec.Struct):
@@ -76,6 +81,8 @@ class _Body(msgspec.Struct):
     max_output_tokens: Any = None
     n_tokens: Any = None
     continue_final_message: Any = None
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    tool_choice: Any = None
     messages: msgspec.Raw = msgspec.Raw(b"[]")
 
 
@@ -86,6 +93,8 @@ def read_chat(
     body: bytes,
     models: Mapping[str, SimulatedModel],
     limits: tuple[str, ...] = ("max_tokens", "max_completion_tokens"),
+    *,
+    tools: bool = True,
 ) -> ChatCall:
     """Read a request body.
 
@@ -93,6 +102,7 @@ def read_chat(
     of ``limits`` that is given.
 
     :param models: every name and every chute_id of the platform.
+    :param tools: whether ``tools`` and ``tool_choice`` are those of chat, and a call that is forced is the answer.
     :raises ChatRefused: with the platform's status and text, its known oddities included.
     """
     try:
@@ -110,9 +120,21 @@ def read_chat(
     for name, number in ((limits[0], ceiling), ("n_tokens", asked.n_tokens)):
         if number is not None and (type(number) is not int or not 1 <= number <= MAX_TOKENS):
             raise ChatRefused(400, f"Invalid request: {name} must be a whole number from 1 to {MAX_TOKENS}")
-    wanted = asked.n_tokens or DEFAULT_TOKENS
-    limited = ceiling is not None and wanted >= ceiling
-    return ChatCall(model, asked.stream, ceiling if limited else wanted, "length" if limited else "stop", _begun(asked))
+    tool = _forced_call(asked) if tools else None
+    wanted = (asked.n_tokens or DEFAULT_TOKENS) if tool is None else tool.tokens
+    limited = ceiling is not None and (wanted >= ceiling if tool is None else wanted > ceiling)
+    end = "length" if limited else "stop" if tool is None else "tool_calls"
+    begun = _begun(asked) if tool is None else 0
+    return ChatCall(model, asked.stream, ceiling if limited else wanted, end, begun, tool)
+
+
+def _forced_call(asked: _Body) -> ToolCall | None:
+    if asked.tool_choice in (None, "auto", "none"):
+        return None
+    try:
+        return forced_call(msgspec.json.decode(asked.tools), asked.tool_choice)
+    except NoSuchTool:
+        raise ChatRefused(400, "Invalid request: tool_choice asks for a function that tools does not have") from None
 
 
 def _begun(asked: _Body) -> int:

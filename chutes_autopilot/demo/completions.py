@@ -6,6 +6,8 @@ from itertools import islice
 
 from attrs import field, frozen
 
+from chutes_autopilot.demo.tool_calls import ToolCall
+
 VERIFICATION = "simulated"
 """Value of the extra key that the platform puts on chunks with content."""
 DONE = b"data: [DONE]\n\n"
@@ -52,6 +54,7 @@ class Completion:
     :param created: Unix time in seconds.
     :param tokens: length of the answer, at least 1; each token is one streamed event.
     :param begun: how many tokens the request had of it already.
+    :param tool: what is called, in the place of text; the tokens are then those of its arguments.
     """
 
     id: str
@@ -61,6 +64,7 @@ class Completion:
     prompt_tokens: int = 1
     finish_reason: str = "stop"
     begun: int = 0
+    tool: ToolCall | None = None
     _head: bytes = field(init=False)
 
     @_head.default
@@ -97,8 +101,8 @@ def stream_pieces(answer: Completion) -> Iterator[bytes]:
     with empty ``choices`` and ``[DONE]`` together: ``answer.tokens + 1`` pieces.
     """
     role = answer.chunk(b'{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}', 0, _PLAIN_TAIL)
-    for sent, token in enumerate(tokens_of(answer), 1):
-        choice = b'{"index":0,"delta":{"content":%b},"finish_reason":null}' % token
+    for sent, delta in enumerate(_deltas(answer), 1):
+        choice = b'{"index":0,"delta":%b,"finish_reason":null}' % delta
         yield role + answer.chunk(choice, sent, _CONTENT_TAIL)
         role = b""
     finish = b'{"index":0,"delta":{},"finish_reason":"%b"}' % answer.finish_reason.encode()
@@ -106,9 +110,36 @@ def stream_pieces(answer: Completion) -> Iterator[bytes]:
     yield answer.chunk(finish, answer.tokens, _PLAIN_TAIL) + usage + DONE
 
 
+def _deltas(answer: Completion) -> Iterator[bytes]:
+    if answer.tool is None:
+        for token in tokens_of(answer):
+            yield b'{"content":%b}' % token
+        return
+    begins: dict[str, object] = {"id": _call_id(answer), "type": "function"}
+    for piece in answer.tool.pieces(answer.tokens):
+        named = {"name": answer.tool.name} if begins else {}
+        yield compact({"tool_calls": [{"index": 0, **begins, "function": {**named, "arguments": piece}}]})
+        begins = {}
+
+
+def _message(answer: Completion) -> dict[str, object]:
+    if answer.tool is None:
+        content = json.loads(b'"%b"' % b"".join(token[1:-1] for token in tokens_of(answer)))
+        return {"role": "assistant", "content": content, "tool_calls": None}
+    function = {"name": answer.tool.name, "arguments": "".join(answer.tool.pieces(answer.tokens))}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": _call_id(answer), "type": "function", "function": function}],
+    }
+
+
+def _call_id(answer: Completion) -> str:
+    return "call_" + answer.id.removeprefix("chatcmpl-")
+
+
 def whole_answer(answer: Completion) -> bytes:
     """The JSON body of the same answer to a request that did not ask for a stream."""
-    content = json.loads(b'"%b"' % b"".join(token[1:-1] for token in tokens_of(answer)))
     return compact(
         {
             "id": answer.id,
@@ -118,7 +149,7 @@ def whole_answer(answer: Completion) -> bytes:
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": content, "tool_calls": None},
+                    "message": _message(answer),
                     "logprobs": None,
                     "finish_reason": answer.finish_reason,
                 }

@@ -41,6 +41,7 @@ class EmbeddingCall:
     tokens: int = 1
     finish_reason: str = "stop"
     begun: int = 0
+    tool: None = None
 
     def answer(self, prompt_tokens: int) -> bytes:
         """The JSON body."""

@@ -24,11 +24,13 @@ class Api:
     :param limits: the parameters that bound the answer's length; the first one given counts.
     :param pieces: the stream, one byte string for each token and a last one, none of them empty.
     :param whole: the body of the answer to a request that did not ask for a stream.
+    :param tools: whether it can be a tool call.
     """
 
     limits: tuple[str, ...]
     pieces: Callable[[Completion], Iterator[bytes]]
     whole: Callable[[Completion], bytes]
+    tools: bool = False
 
 
 def _text_pieces(answer: Completion) -> Iterator[bytes]:
@@ -189,7 +191,7 @@ def _named(event: dict[str, Any]) -> bytes:
     return b"event: " + str(event["type"]).encode() + b"\n" + _data(event)
 
 
-CHAT = Api(("max_tokens", "max_completion_tokens"), stream_pieces, whole_answer)
+CHAT = Api(("max_tokens", "max_completion_tokens"), stream_pieces, whole_answer, tools=True)
 TEXT = Api(("max_tokens",), _text_pieces, _whole_text)
 RESPONSES = Api(("max_output_tokens",), _response_pieces, _whole_response)
 MESSAGES = Api(("max_tokens",), _message_pieces, _whole_message)

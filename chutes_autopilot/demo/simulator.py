@@ -187,7 +187,7 @@ class SimulatedChutes:
     def _generate(self, api: Api, request: SimulatorRequest) -> None:
         body = self._seen(request)
         try:
-            call = read_chat(body, self._by_name, api.limits)
+            call = read_chat(body, self._by_name, api.limits, tools=api.tools)
         except ChatRefused as refused:
             request.refuse(refused.status, refused.detail)
         else:
@@ -240,7 +240,8 @@ class SimulatedChutes:
             now = int(self.clock.seconds())
             model, begun = call.model.name, tokens_begun(call.model.name, call.begun)
             tokens = max(1, call.tokens - begun)
-            answer = Completion(f"chatcmpl-{invocation}", model, now, tokens, prompt_tokens, call.finish_reason, begun)
+            id = f"chatcmpl-{invocation}"
+            answer = Completion(id, model, now, tokens, prompt_tokens, call.finish_reason, begun, call.tool)
             outcome = outcome_of(kind, answer)
             for name, value in outcome.headers:
                 request.setHeader(name, value)
