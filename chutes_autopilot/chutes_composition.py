@@ -31,6 +31,7 @@ from chutes_autopilot.settings import Settings
 from chutes_autopilot.storage.claims import MemoryClaims
 from chutes_autopilot.storage.expiring import ExpiringStore
 from chutes_autopilot.upstream.chat import ChatAttempt
+from chutes_autopilot.upstream.chute_e2ee.budget import ALONE, Turn
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.dstack import DstackAgent
 from chutes_autopilot.upstream.fetch import FetchedAnswer
@@ -140,6 +141,7 @@ def build_chutes(
             service,
             refresh_catalog,
             attestation_root,
+            ALONE if link is None else Turn(link.begin.number - 1, link.begin.workers),
         )
         transport, evidence_of = sealed.open, sealed.evidence_of
         relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules))

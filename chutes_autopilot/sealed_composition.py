@@ -26,6 +26,7 @@ from chutes_autopilot.policy.model_field import base_of
 from chutes_autopilot.settings import Settings
 from chutes_autopilot.steady_time import unix_time_of
 from chutes_autopilot.upstream.chat import UpstreamRequest
+from chutes_autopilot.upstream.chute_e2ee.budget import Turn
 from chutes_autopilot.upstream.chute_e2ee.collateral import CollateralSource
 from chutes_autopilot.upstream.chute_e2ee.evidence import EvidenceSource
 from chutes_autopilot.upstream.chute_e2ee.link import ChuteTerms, InThread
@@ -194,10 +195,12 @@ def build_sealed_transport(
     service: MultiService,
     refresh_catalog: Callable[[], None],
     attestation_root: bytes | None,
+    turn: Turn,
 ) -> SealedTransport:
     """The transport of CHUTES_TRANSPORT=e2ee; what it needs to run is made a part of ``service``.
 
     :param attestation_root: hash of the key of another root than Intel's, of the simulator's.
+    :param turn: which of the look-ups of instances, and of the questions for evidence, are this process's.
     :raises SettingsError: the measurements cannot be read, or this Python cannot do ML-KEM.
     """
     require_mlkem()
@@ -217,11 +220,12 @@ def build_sealed_transport(
 
     verifier = None
     if settings.chutes_attestation != "off":
-        verifier = _verifier(settings, reactor, http_client, metrics, in_thread, key, attestation_root)
+        verifier = _verifier(settings, reactor, http_client, metrics, in_thread, key, attestation_root, turn)
         verifier.setServiceParent(service)
     terms = ChuteTerms(
         api_key=key,
         discovery_rpm=settings.chutes_e2ee_discovery_rpm,
+        discovery_turn=turn,
         discovery_wait=settings.chutes_e2ee_discovery_wait,
         nonce_margin=settings.chutes_e2ee_nonce_margin,
         instance_429=settings.chutes_e2ee_instance_429,
@@ -267,9 +271,10 @@ def _verifier(
     in_thread: InThread,
     key: str,
     attestation_root: bytes | None,
+    turn: Turn,
 ) -> AttestationService:
     root, now = attestation_root or INTEL_ROOT_SPKI_SHA256, unix_time_of(reactor)
-    evidence = EvidenceSource(http_client, settings.chutes_api_base_url, key, reactor, in_thread, random)
+    evidence = EvidenceSource(http_client, settings.chutes_api_base_url, key, reactor, in_thread, random, turn=turn)
     collateral = tcb = None
     if settings.chutes_attestation == "quote+tcb":
         tcb = TcbChecker(load_tcb_library(), frozenset(settings.chutes_tdx_tcb_status))

@@ -75,14 +75,15 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def share_of(settings: Settings, workers: int) -> Settings:
-    """The settings of one worker out of so many: what limits the whole service is divided among them."""
+    """The settings of one worker out of so many: what limits the whole service is divided among them.
+
+    Look-ups of instances are not: workers take turns at them (upstream.chute_e2ee.budget.Turn).
+    """
     return attrs.evolve(
         settings,
         max_connections=max(1, -(-settings.max_connections // workers)),
         max_buffered_request_bytes=-(-settings.max_buffered_request_bytes // workers),
         max_inflight_requests=max(1, -(-settings.max_inflight_requests // workers)),
-        # rounded down: all together may not come to more than the platform allows
-        chutes_e2ee_discovery_rpm=max(1, settings.chutes_e2ee_discovery_rpm // workers),
     )
 
 

@@ -33,6 +33,7 @@ from chutes_autopilot.demo.chute_sealing import (
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.attempt import THREAD_BYTES, ChuteAttempt
+from chutes_autopilot.upstream.chute_e2ee.budget import Turn
 from chutes_autopilot.upstream.chute_e2ee.link import ChuteTerms
 from chutes_autopilot.upstream.chute_e2ee.transport import ChuteTransport, listings_from
 from chutes_autopilot.upstream.deadlines import Deadlines
@@ -853,6 +854,15 @@ async def test_prefetching_makes_a_session_ready(bench: Bench) -> None:
     await bench.until(lambda: bench.transport.has_session("org/Model"))
     await bench.finished()
     assert bench.api.listings == 1
+
+
+async def test_what_is_another_processs_to_look_up_is_left_to_it(start: Callable[..., Bench]) -> None:
+    """Of two that share one look-up a minute, each has every other minute."""
+    bench = start(discovery_rpm=1, discovery_turn=Turn(1, 2))
+    assert refusal_of(await bench.finished()) == ("chutes_e2ee_no_session", True, "discovery_limited")
+    assert bench.api.listings == 0
+    bench.clock.advance(60)
+    assert (await bench.finished()).told == "end"
 
 
 def test_nothing_secret_is_in_a_representation() -> None:

@@ -2,16 +2,19 @@
 
 import json
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from chutes_autopilot.policy.failover import Refused
-from chutes_autopilot.upstream.chute_e2ee.budget import DiscoveryBudget
+from chutes_autopilot.upstream.chute_e2ee.budget import DiscoveryBudget, Turn
 from chutes_autopilot.upstream.chute_e2ee.discovery import Discovery
 from chutes_autopilot.upstream.chute_e2ee.listing import parse_listing
 from chutes_autopilot.upstream.chute_e2ee.pools import Pools, Session
@@ -185,6 +188,28 @@ def test_the_budget_counts_by_the_minutes_of_the_clock() -> None:
     assert budget.next_at(START + 59) == START + 60
     assert budget.next_at(START + 60) == START + 60
     assert budget.next_at(START - 60) == START - 60, "the wall clock may be set back"
+
+
+@given(workers=st.integers(1, 40), rpm=st.integers(1, 10), start=st.integers(0, 10**9))
+def test_those_who_take_turns_keep_the_limit_together(workers: int, rpm: int, start: int) -> None:
+    """Each spends whatever it may: a minute's calls come to the limit exactly, and nobody is passed over."""
+    now, spent = start * 60.0, Counter[int]()
+    budgets = [DiscoveryBudget(rpm, lambda: 0.0, Turn(number, workers)) for number in range(workers)]
+    for minute in range(3):
+        calls = 0
+        for number, budget in enumerate(budgets):
+            mine = 0
+            while budget.next_at(now) == now:
+                budget.spend(now)
+                mine += 1
+            assert mine <= budget.most
+            assert (budget.next_at(now) - now) % 60 == 0
+            assert budget.next_at(now) - now <= 60 * -(-workers // rpm)
+            spent[number] += mine
+            calls += mine
+        assert calls == rpm, minute
+        now += 60
+    assert max(spent.values()) - min(spent[number] for number in range(workers)) <= 1
 
 
 def test_a_429_closes_it_until_the_next_minute_and_longer_each_time() -> None:

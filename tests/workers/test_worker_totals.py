@@ -84,12 +84,10 @@ def test_measurements_of_one_model_become_one() -> None:
 
 
 def test_limits_of_the_service_are_divided() -> None:
-    """Rounded up, look-ups at the platform down, never to nothing; what limits one request stays whole."""
-    settings = read_settings(
-        {"MAX_CONNECTIONS": "7", "MAX_INFLIGHT_REQUESTS": "1", "CHUTES_E2EE_DISCOVERY_RPM": "8"}, lambda path: ""
-    )
+    """Rounded up, never to nothing; what limits one request stays whole."""
+    settings = read_settings({"MAX_CONNECTIONS": "7", "MAX_INFLIGHT_REQUESTS": "1"}, lambda path: "")
     mine = share_of(settings, 3)
-    assert (mine.max_connections, mine.max_inflight_requests, mine.chutes_e2ee_discovery_rpm) == (3, 1, 2)
+    assert (mine.max_connections, mine.max_inflight_requests) == (3, 1)
     assert mine.max_buffered_request_bytes == -(-settings.max_buffered_request_bytes // 3)
-    same = {"max_connections", "max_inflight_requests", "chutes_e2ee_discovery_rpm", "max_buffered_request_bytes"}
+    same = {"max_connections", "max_inflight_requests", "max_buffered_request_bytes"}
     assert {f.name for f in attrs.fields(type(mine)) if getattr(mine, f.name) != getattr(settings, f.name)} <= same

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from chutes_autopilot.e2ee.evidence import EvidenceError, InstanceEvidence, read_evidence
-from chutes_autopilot.upstream.chute_e2ee.budget import DiscoveryBudget
+from chutes_autopilot.upstream.chute_e2ee.budget import ALONE, DiscoveryBudget, Turn
 from chutes_autopilot.upstream.fetch import FetchError, fetch_answer
 
 InThread = Callable[..., Deferred[Any]]
@@ -37,6 +37,7 @@ class EvidenceSource:
     :param in_thread: where megabytes of JSON are taken apart.
     :param random: evenly distributed in [0, 1).
     :param timeout: seconds for one whole answer.
+    :param calls_per_minute: of all processes that take turns.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class EvidenceSource:
         random: Callable[[], float],
         timeout: float = EVIDENCE_TIMEOUT,
         calls_per_minute: int = CALLS_PER_MINUTE,
+        turn: Turn = ALONE,
     ) -> None:
         self._http_client = http_client
         self._base_url = base_url.rstrip("/")
@@ -56,8 +58,8 @@ class EvidenceSource:
         self._clock = clock
         self._in_thread = in_thread
         self._timeout = timeout
-        self._budget = DiscoveryBudget(calls_per_minute, random)
-        self._turn = DeferredLock()
+        self._budget = DiscoveryBudget(calls_per_minute, random, turn)
+        self._queue = DeferredLock()
 
     async def evidence(self, chute_id: str, nonce: str) -> dict[str, InstanceEvidence]:
         """The evidence of a chute's instances, by instance id; more of them than discovery knows, in any order.
@@ -96,7 +98,7 @@ class EvidenceSource:
 
     async def _spend(self) -> None:
         """Return when one more call may be made; whoever must wait for the next minute comes in turn."""
-        async with self._turn:
+        async with self._queue:
             while (wait := self._budget.next_at(self._clock.seconds()) - self._clock.seconds()) > 0:
                 await deferLater(self._clock, wait)
             self._budget.spend(self._clock.seconds())

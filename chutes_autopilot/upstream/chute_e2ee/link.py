@@ -7,6 +7,7 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 
 from chutes_autopilot.e2ee.chute import Wishes
+from chutes_autopilot.upstream.chute_e2ee.budget import ALONE, Turn
 from chutes_autopilot.upstream.chute_e2ee.discovery import Discovery
 from chutes_autopilot.upstream.chute_e2ee.pools import Pools
 from chutes_autopilot.upstream.chute_e2ee.sessions import Sessions
@@ -21,7 +22,7 @@ InThread = Callable[[Callable[[], Any]], Deferred[Any]]
 class ChuteTerms:
     """What the operator sets of the transport; sizes in bytes, times in seconds.
 
-    :param discovery_rpm: calls for instances in one minute, of this process.
+    :param discovery_rpm: calls for instances in one minute, of all processes that take turns.
     :param discovery_wait: how long a request waits for a session.
     :param nonce_margin: nonces are not used so close to their expiry.
     :param instance_429: what an instance that is full means: an answer, or another instance of the same chute.
@@ -33,6 +34,7 @@ class ChuteTerms:
 
     api_key: str = field(repr=False)
     discovery_rpm: int = 6
+    discovery_turn: Turn = ALONE
     discovery_wait: float = 5.0
     nonce_margin: float = 5.0
     instance_429: Literal["relay", "next-instance"] = "relay"

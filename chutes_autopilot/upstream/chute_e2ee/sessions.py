@@ -129,7 +129,7 @@ class Sessions:
         pool, now = self._pools.find(chute_id), self._monotonic()
         if pool is None or not (pool.can_take(now) or (pool.holds(now) and now - pool.filled_at < OLD_AGE)):
             ahead = sum(other not in self._waiters for other in (*self._running, *self._wanted))
-            if ahead < (self._budget.rpm + 1) // 2:
+            if ahead < (self._budget.most + 1) // 2:
                 self._want(chute_id)
         return True
 

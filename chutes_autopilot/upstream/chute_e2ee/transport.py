@@ -85,7 +85,7 @@ class ChuteTransport:
         self.terms = terms
         self._chute_of = chute_of
         pools = Pools(usable)
-        budget = DiscoveryBudget(terms.discovery_rpm, random)
+        budget = DiscoveryBudget(terms.discovery_rpm, random, terms.discovery_turn)
         discovery = Discovery(fetch, pools, budget, clock, monotonic, terms.nonce_margin, counted, listed)
         sessions = Sessions(pools, discovery, budget, clock, monotonic)
         self._link = ChuteLink(
