@@ -146,7 +146,7 @@ def build_chutes(
         transport, evidence_of = sealed.open, sealed.evidence_of
         relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules))
     if link is not None:
-        claims: IReplayClaims = link.claims()
+        claims: IReplayClaims = link.claims(settings)
         not_before = link.begin.not_before
     else:
         claims = build_claims(settings, reactor, trust_root, relay.metrics, service, sharing)

@@ -171,11 +171,11 @@ class ParentLink:
             self.keys = HandedKeys()
         return self.keys
 
-    def claims(self) -> "ForwardedClaims":
+    def claims(self, settings: Settings) -> "ForwardedClaims":
         """Where all workers' claims are made."""
         from chutes_autopilot.workers.sealing import ForwardedClaims
 
-        return ForwardedClaims(self.channel)
+        return ForwardedClaims(self.channel, 0.0 if settings.redis_url is None else settings.e2ee_redis_timeout)
 
     def catalog_out_of_date(self) -> None:
         """The platform does not know what its catalog lists."""

@@ -15,7 +15,7 @@ from chutes_autopilot.e2ee.server_keys import ServerKeys, keys_from_secrets, sec
 from chutes_autopilot.e2ee_keys import KeyHolder
 from chutes_autopilot.errors import ApiError, e2ee_error
 from chutes_autopilot.interfaces import IReplayClaims
-from chutes_autopilot.workers.channel import Channel
+from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel
 from chutes_autopilot.workers.messages import Claim, KeyPair, Keys, Refusal
 
 CLAIMED = b""
@@ -47,13 +47,18 @@ def keys_message(keys: ServerKeys) -> Keys:
 @implementer(IReplayClaims)
 @define(eq=False)
 class ForwardedClaims:
-    """A worker's: all claims are made in one place, or a request could be replayed at another worker."""
+    """A worker's: all claims are made in one place, or a request could be replayed at another worker.
+
+    :param store_seconds: how long the parent itself may wait for the store of claims.
+    """
 
     _channel: Channel
+    store_seconds: float
 
     def claim(self, name: str, expiry: int) -> Deferred[None]:
         """As of IReplayClaims; a parent that does not answer is as good as a claim that cannot be kept."""
-        return self._channel.ask(lambda number: Claim(number, name, expiry)).addCallback(_judged)
+        within = self.store_seconds + ANSWER_SECONDS
+        return self._channel.ask(lambda number: Claim(number, name, expiry), within).addCallback(_judged)
 
 
 def _judged(reply: bytes | None) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import attrs
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -17,9 +18,12 @@ from chutes_autopilot.policy.model_offers import Offer
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.policy.reasons import Reasons
 from chutes_autopilot.relay.explain import Explained
+from chutes_autopilot.settings import read_settings
 from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, encoded
+from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import (
     Banned,
+    Begin,
     Claim,
     Drain,
     Finished,
@@ -147,7 +151,7 @@ def test_it_says_when_the_other_side_is_slow() -> None:
 def claimed(side: Side, reply: bytes | None) -> str | None:
     """What becomes of a claim, by what the parent says to it."""
     results: list[Any] = []
-    ForwardedClaims(side).claim("name", 99).addBoth(results.append)
+    ForwardedClaims(side, 0.0).claim("name", 99).addBoth(results.append)
     side.dataReceived(encoded(Reply(side.said().id, reply)))
     return None if results == [None] else results[0].value.code
 
@@ -165,6 +169,20 @@ def test_claims_are_judged_by_the_parent_and_fail_closed() -> None:
     assert claimed(side, CLAIMED) is None
     assert claimed(side, replies[0]) == "e2ee_replay_detected"
     assert claimed(side, None) == "e2ee_replay_unavailable"
+
+
+@pytest.mark.parametrize(("redis", "seconds"), [({"REDIS_URL": "redis://r"}, 9.0), ({}, 0.0)])
+def test_a_claim_has_the_time_that_redis_has(redis: dict[str, str], seconds: float) -> None:
+    """E2EE_REDIS_TIMEOUT_MS holds however long it is: the parent's own word is waited for beyond that."""
+    settings = read_settings({"E2EE_REDIS_TIMEOUT_MS": "9000", **redis}, lambda path: "")
+    side, results = Side(ToWorker), list[Any]()
+    begin = Begin(1, 2, (), Sources((), ()), b"", False, None, None, None)
+    link = ParentLink(begin, side, side.clock, ())
+    link.claims(settings).claim("name", 99).addErrback(results.append)
+    side.clock.advance(seconds + ANSWER_SECONDS - 0.1)
+    assert results == []
+    side.clock.advance(0.1)
+    assert [failed.value.code for failed in results] == ["e2ee_replay_unavailable"]
 
 
 def test_keys_are_handed_down_whole() -> None:
