@@ -39,7 +39,7 @@ from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url
 from chutes_autopilot.web.attestation import AttestationRoute
 from chutes_autopilot.web.chutes import ChutesRoute, Encryption, upstream_fields
 from chutes_autopilot.web.client_auth import AccessRules, authenticate_request
-from chutes_autopilot.web.kept_answers import Evidence, KeptAnswers
+from chutes_autopilot.web.kept_answers import KeptAnswers
 from chutes_autopilot.web.root import ChutesEndpoints
 from chutes_autopilot.web.shared_answers import SharedAnswers
 from chutes_autopilot.web.signatures import SignatureRoute, SignedExchange
@@ -127,7 +127,6 @@ def build_chutes(
 
     relay = attrs.evolve(relay, endpoint=CHUTES, key_of_the_operator=OPERATOR)
     transport = _tls_transport(settings, pool, deadlines)
-    evidence_of: Callable[[str, bytes], Evidence | None] = _no_evidence
     if settings.chutes_transport == "e2ee":
         sealed = build_sealed_transport(
             settings,
@@ -143,7 +142,7 @@ def build_chutes(
             attestation_root,
             ALONE if link is None else Turn(link.begin.number - 1, link.begin.workers),
         )
-        transport, evidence_of = sealed.open, sealed.evidence_of
+        transport = sealed.open
         relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules))
     if link is not None:
         claims: IReplayClaims = link.claims(settings)
@@ -158,7 +157,7 @@ def build_chutes(
         open_upstream=transport,
         upstream_fields=upstream_fields(settings.chutes_api_key or b"", AGENT),
         fetch_models=_models(settings, fetch),
-        kept=KeptAnswers(shared or answers, current_keys, time, chute_of, evidence_of),
+        kept=KeptAnswers(shared or answers, current_keys, time, chute_of),
         trust_request_hash=settings.e2ee_trust_request_hash,
     )
     return ChutesParts(
@@ -181,10 +180,6 @@ def _elsewhere(link: "ParentLink | None", shared: SharedAnswers | None) -> Elsew
         return None if shared is None else await shared.elsewhere(key)
 
     return ask
-
-
-def _no_evidence(_instance_id: str, _key_sha256: bytes) -> Evidence | None:
-    return None
 
 
 def build_keys(settings: Settings, reactor: Any, agent: DstackAgent, service: MultiService) -> KeyHolder:

@@ -17,6 +17,7 @@ from chutes_autopilot.control.evidence_judge import AttestationRules, EvidenceJu
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder, Snapshots
 from chutes_autopilot.e2ee.chute import require_mlkem
 from chutes_autopilot.e2ee.quote_chain import INTEL_ROOT_SPKI_SHA256
+from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.e2ee.tcb import TcbChecker, load_tcb_library
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.observe import events
@@ -34,7 +35,6 @@ from chutes_autopilot.upstream.chute_e2ee.refusals import refusal
 from chutes_autopilot.upstream.chute_e2ee.transport import ChuteTransport, RefusedAttempt, listings_from
 from chutes_autopilot.upstream.deadlines import Deadlines
 from chutes_autopilot.upstream.pool import ConnectionPool
-from chutes_autopilot.web.kept_answers import Evidence
 
 PREFETCHED = 3
 """Top-ranked models for which nonces are kept ready while the route is in use."""
@@ -75,13 +75,6 @@ class SealedTransport:
                 self.transport.prefetch([model])
             return RefusedAttempt(refusal("no_verdict", retry=True, reason="no_verdict", retry_after=5.0), observer)
         return self.transport.open(model, request, header_timeout, observer)
-
-    def evidence_of(self, instance_id: str, key_sha256: bytes) -> Evidence | None:
-        """What is known of an instance right now."""
-        if self.verifier is None:
-            return Evidence("off", None)
-        verdict = self.verifier.verdict(instance_id, key_sha256)
-        return None if verdict is None else Evidence(verdict.level, verdict.evidence_sha256)
 
     def keep_ready(self) -> None:
         """Have sessions for the likeliest models, as long as somebody asks for answers.
@@ -253,10 +246,15 @@ def build_sealed_transport(
         sealed = SealedTransport(build(), None, snapshots, snapshots, chute_of_sent)
     else:
         narrowed = VerifiedSnapshots(snapshots, partial(_verified, verifier))
-        transport = build(usable=verifier.usable, listed=verifier.seen)
+        transport = build(usable=verifier.usable, listed=verifier.seen, attested=partial(_attested, verifier))
         sealed = SealedTransport(transport, verifier, narrowed, snapshots, chute_of_sent)
     _Upkeep(sealed, snapshots, reactor).setServiceParent(service)
     return sealed
+
+
+def _attested(verifier: AttestationService, instance_id: str, key_sha256: bytes) -> Attested | None:
+    verdict = verifier.verdict(instance_id, key_sha256)
+    return None if verdict is None else Attested(verdict.level, verdict.evidence_sha256)
 
 
 def _verified(verifier: AttestationService, snapshot: Snapshot) -> frozenset[str]:

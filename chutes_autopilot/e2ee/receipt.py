@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from attrs import frozen
+
 from chutes_autopilot.e2ee.curves import Algo
 from chutes_autopilot.e2ee.signing import verify
 
@@ -28,6 +30,14 @@ class ReceiptSigner(Protocol):
 
     def sign(self, text: str) -> str:
         """The signature over a text."""
+
+
+@frozen
+class Attested:
+    """How an instance's key was attested: the level, and hex of the hash of the quote, where there was one."""
+
+    level: str
+    evidence_sha256: str | None = None
 
 
 def canonical_json(value: Any) -> bytes:

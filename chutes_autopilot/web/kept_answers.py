@@ -5,7 +5,7 @@ from typing import Protocol
 
 import attrs
 
-from chutes_autopilot.e2ee.receipt import build_receipt
+from chutes_autopilot.e2ee.receipt import Attested, build_receipt
 from chutes_autopilot.e2ee.request_headers import SealedExchange
 from chutes_autopilot.e2ee.server_keys import ServerKeys
 from chutes_autopilot.errors import ApiError
@@ -28,14 +28,6 @@ class AskedFor:
     exchange: SealedExchange | None
 
 
-@attrs.frozen
-class Evidence:
-    """How an instance was attested when it answered: the level, and hex of the hash of the quote, if there was one."""
-
-    level: str
-    evidence_sha256: str | None
-
-
 class AnswerStore(Protocol):
     """Where signed exchanges are kept for a while."""
 
@@ -48,14 +40,12 @@ class KeptAnswers:
 
     :param unix_time: seconds.
     :param chute_of: the chute's id by a model's name, as far as the catalog knows it.
-    :param evidence_of: by instance id and hash of its key.
     """
 
     store: AnswerStore
     keys: Callable[[], ServerKeys]
     unix_time: Callable[[], float]
     chute_of: Callable[[str], str | None]
-    evidence_of: Callable[[str, bytes], Evidence | None]
 
     def __call__(self, asked: AskedFor, model: str, answer: AnswerFilter, record: RequestRecord) -> None:
         """Keep one answer; without an id nobody could ask for it.
@@ -69,8 +59,7 @@ class KeptAnswers:
         except ApiError:  # a plain request needs no keys, and without them nobody can sign for its answer
             return
         response_sha256 = answer.response_sha256
-        instance_id, key_sha256 = _instance(answer)
-        evidence = None if instance_id is None or key_sha256 is None else self.evidence_of(instance_id, key_sha256)
+        instance_id, key_sha256, attested = _instance(answer)
         receipt = build_receipt(
             id=answer.chat_id,
             time=int(self.unix_time()),
@@ -79,8 +68,8 @@ class KeptAnswers:
             chute_id=None if record.selected is None else self.chute_of(record.selected),
             instance_id=instance_id,
             instance_key_sha256=None if key_sha256 is None else key_sha256.hex(),
-            attestation=None if evidence is None else evidence.level,
-            evidence_sha256=None if evidence is None else evidence.evidence_sha256,
+            attestation=None if attested is None else attested.level,
+            evidence_sha256=None if attested is None else attested.evidence_sha256,
             attempts=[(attempt.model, attempt.failure or str(attempt.status)) for attempt in record.attempts],
             request_sha256=asked.request_sha256,
             response_sha256=response_sha256,
@@ -89,7 +78,9 @@ class KeptAnswers:
         self.store.put((asked.caller, answer.chat_id), SignedExchange(text, key.id, receipt))
 
 
-def _instance(answer: AnswerFilter) -> tuple[str | None, bytes | None]:
-    """The instance that a sealed attempt ended at; over TLS nobody knows it."""
+def _instance(answer: AnswerFilter) -> tuple[str | None, bytes | None, Attested | None]:
+    """The instance that a sealed attempt ended at, and what held of its key then; over TLS nobody knows it."""
     inside = answer.inside
-    return getattr(inside, "instance_id", None), getattr(inside, "instance_key_sha256", None)
+    known = ("instance_id", "instance_key_sha256", "attested")
+    instance_id, key_sha256, attested = (getattr(inside, name, None) for name in known)
+    return instance_id, key_sha256, attested

@@ -30,6 +30,7 @@ from chutes_autopilot.demo.chute_sealing import (
     packed,
     seal_packed,
 )
+from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.attempt import THREAD_BYTES, ChuteAttempt
@@ -262,6 +263,7 @@ class Bench:
         self.counted: list[str] = []
         self.catalog_wanted = 0
         self.usable = True
+        self.attested: Attested | None = Attested("off")
         self.in_thread: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, reactor.getThreadPool())
         self.connections = ConnectionPool(reactor, endpoints_for(reactor, None), 5.0)
         self.deadlines = Deadlines(self.clock)
@@ -279,6 +281,7 @@ class Bench:
             usable=lambda instance_id, key: self.usable,
             counted=self.counted.append,
             refresh_catalog=self.refresh_catalog,
+            attested=lambda instance_id, key: self.attested,
         )
 
     def refresh_catalog(self) -> None:
@@ -845,6 +848,18 @@ async def test_an_instance_without_a_verdict_gets_nothing(bench: Bench) -> None:
     assert {(chute, name) for chute, name, _ in known} == {("chute-1", name) for name in bench.api.instances}
     bench.usable = True
     assert (await bench.finished()).told == "end"
+
+
+async def test_what_held_of_the_key_when_it_was_used_is_kept(bench: Bench) -> None:
+    """A verdict that ends or is given anew before the answer does says nothing of what was sealed before."""
+    bench.attested = Attested("quote", "ab")
+    bench.api.default = silent
+    attempt, observer = bench.open()
+    await bench.until(lambda: bool(bench.api.invoked))
+    bench.attested = None
+    blob()(bench.api.invoked[0])
+    await observer.over
+    assert (observer.told, attempt.attested) == ("end", Attested("quote", "ab"))
 
 
 async def test_prefetching_makes_a_session_ready(bench: Bench) -> None:

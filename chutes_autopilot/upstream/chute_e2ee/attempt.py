@@ -18,6 +18,7 @@ from chutes_autopilot.e2ee.chute_errors import (
     judge,
 )
 from chutes_autopilot.e2ee.chute_stream import ChuteStreamOpener
+from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.errors import internal_error
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.observe import events
@@ -76,6 +77,8 @@ class ChuteAttempt:
         self._room = 0
         self._opener: ChuteStreamOpener | None = None
         self._committed = False
+        self.attested: Attested | None = None
+        """What held of the instance's key when the request was sealed to it, which it may do no more at the end."""
         self.observer = observer
 
     def __repr__(self) -> str:
@@ -155,10 +158,12 @@ class ChuteAttempt:
         self._cancel_waiting = None
         self._state = "sealing"
         self._session, self._holds_session = session, True
-        self._retries.asked.add(session.instance.instance_id)
+        instance = session.instance
+        self.attested = self._link.attested(instance.instance_id, instance.key_sha256)
+        self._retries.asked.add(instance.instance_id)
         self._header_left -= self._link.deadlines.now() - self._waiting_since
         call = self._call
-        seal = partial(seal_request, session.instance.key_text, call.body, call.model, thinking=call.thinking)
+        seal = partial(seal_request, instance.key_text, call.body, call.model, thinking=call.thinking)
         self._run(seal, len(call.body), self._sealed)
 
     def _sealed(self, sealed: tuple[bytes, ResponseSecret]) -> None:

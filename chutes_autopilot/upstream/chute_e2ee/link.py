@@ -7,6 +7,7 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 
 from chutes_autopilot.e2ee.chute import Wishes
+from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.upstream.chute_e2ee.budget import ALONE, Turn
 from chutes_autopilot.upstream.chute_e2ee.discovery import Discovery
 from chutes_autopilot.upstream.chute_e2ee.pools import Pools
@@ -16,6 +17,8 @@ from chutes_autopilot.upstream.pool import Backend, ConnectionPool
 
 InThread = Callable[[Callable[[], Any]], Deferred[Any]]
 """Runs work in a thread, as ``partial(deferToThreadPool, reactor, pool)`` does."""
+
+AttestedOf = Callable[[str, bytes], Attested | None]
 
 
 @frozen
@@ -50,6 +53,7 @@ class ChuteLink:
 
     :param counted: told the code of everything that was refused, also where another try follows.
     :param refresh_catalog: called when the API does not know a chute any more.
+    :param attested: what is known of an instance's key right now, by the instance's id and the key's hash.
     """
 
     connections: ConnectionPool
@@ -62,6 +66,7 @@ class ChuteLink:
     in_thread: InThread
     counted: Callable[[str], None]
     refresh_catalog: Callable[[], None]
+    attested: AttestedOf
 
 
 @frozen

@@ -8,6 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from chutes_autopilot.e2ee.chute import read_wishes
+from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IAttemptObserver, IUpstreamAttempt
 from chutes_autopilot.policy.failover import Refused
@@ -16,7 +17,7 @@ from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.attempt import ChuteAttempt
 from chutes_autopilot.upstream.chute_e2ee.budget import DiscoveryBudget
 from chutes_autopilot.upstream.chute_e2ee.discovery import Discovery, FetchListing, Listed
-from chutes_autopilot.upstream.chute_e2ee.link import ChuteCall, ChuteLink, ChuteTerms, InThread
+from chutes_autopilot.upstream.chute_e2ee.link import AttestedOf, ChuteCall, ChuteLink, ChuteTerms, InThread
 from chutes_autopilot.upstream.chute_e2ee.listing import MAX_LISTING_BYTES, Instance
 from chutes_autopilot.upstream.chute_e2ee.pools import Pools, Usable
 from chutes_autopilot.upstream.chute_e2ee.refusals import refusal
@@ -62,6 +63,7 @@ class ChuteTransport:
     :param counted: told one of chute_errors.CODES for everything that was refused, for metrics and log.
     :param refresh_catalog: called when the API does not know a chute of the catalog any more.
     :param listed: told of every listing's instances, for whoever attests them.
+    :param attested: what that came to for an instance and its key right now.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class ChuteTransport:
         counted: Callable[[str], None] = lambda code: None,
         refresh_catalog: Callable[[], None] = lambda: None,
         listed: Listed = lambda chute_id, instances: None,
+        attested: AttestedOf = lambda instance_id, key_sha256: Attested("off"),
     ) -> None:
         self.terms = terms
         self._chute_of = chute_of
@@ -99,6 +102,7 @@ class ChuteTransport:
             in_thread=in_thread,
             counted=counted,
             refresh_catalog=refresh_catalog,
+            attested=attested,
         )
 
     def open(
