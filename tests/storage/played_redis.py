@@ -17,12 +17,14 @@ class PlayedRedis:
 
     :ivar delay: seconds before each answer.
     :ivar refuses: the error that a command gets, by its first word.
+    :ivar kept: what it was given by SET.
     :ivar connections: all there ever were, in order.
     """
 
     clock: Clock
     delay: float = 0.0
     refuses: dict[str, str] = field(factory=dict)
+    kept: dict[bytes, bytes] = field(factory=dict)
     connections: list["PlayedConnection"] = field(factory=list)
 
     def connect(self, factory: Factory) -> Deferred[Any]:
@@ -80,8 +82,11 @@ class PlayedConnection(StringTransport):
                 return b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(channel), channel)
             case b"CLIENT", b"ID":
                 return b":%d\r\n" % len(self._redis.connections)
-            case b"GET", _:
-                return b"$-1\r\n"
+            case b"SET", key, value, *_:
+                self._redis.kept[key] = value
+            case b"GET", key:
+                value = self._redis.kept.get(key)
+                return b"$-1\r\n" if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
             case (b"PING",):
                 return b"*2\r\n$4\r\npong\r\n$0\r\n\r\n" if self._subscribed else b"+PONG\r\n"
         return b"+OK\r\n"

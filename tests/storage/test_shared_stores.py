@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from attrs import define, field
+from played_redis import PlayedRedis
 from redis_process import RedisLog, RedisProcess
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock, deferLater
 from zope.interface.verify import verifyObject
 
@@ -16,8 +18,9 @@ from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.interfaces import IStickyStore
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
-from chutes_autopilot.policy.shared_values import naming_key, sticky_key
+from chutes_autopilot.policy.shared_values import naming_key, pack_choice, sticky_key
 from chutes_autopilot.policy.stickiness import StickyChoice
+from chutes_autopilot.settings.redis_url import RedisServer
 from chutes_autopilot.storage import redis_connection, shared_records
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.storage.redis import RedisClaims
@@ -245,6 +248,42 @@ def test_a_choice_that_stays_is_written_again_before_its_end() -> None:
     assert [commands[0] for commands, _ in connection.asked] == [
         ("SET", sticky_key(ALICE), b'["a/A",false,0.0]', "PX", 100_000)
     ] * 4
+
+
+def test_a_choice_that_a_demoted_primary_refused_is_written_at_the_new_one() -> None:
+    """Also what was chosen while there was none to write to; but not what a full Redis has refused."""
+    clock = Clock()
+    redis, local = PlayedRedis(clock), MemoryStickyStore(100.0, 10, clock.seconds)
+    where = cast(IStreamClientEndpoint, redis)
+    connection = RedisConnection(clock, where, RedisServer("h"), 0.25, changed=lambda keys: store.changed(keys))
+    store = SharedStickyStore(local, connection, clock)
+    connection.connected.append(store.connected)
+    connection.startService()
+
+    def shared() -> list[bytes]:
+        clock.pump([0.05] * 40)
+        return sorted(redis.kept.keys() & {sticky_key(ALICE), sticky_key(BOB)})
+
+    assert shared() == []
+    redis.refuses["SET"] = "OOM command not allowed"
+    store.put(BOB, A)
+    assert shared() == []
+    redis.refuses["SET"] = "READONLY You can't write against a read only replica"
+    store.put(ALICE, A)
+    assert (shared(), connection.usable) == ([], False)
+    store.put(ALICE, B)
+    redis.refuses.clear()
+    assert shared() == [sticky_key(ALICE)]
+    assert redis.kept[sticky_key(ALICE)] == pack_choice(B)
+    redis.refuses["SET"] = "READONLY You can't write against a read only replica"
+    store.put(ALICE, A)
+    assert (shared(), connection.usable) == ([sticky_key(ALICE)], False)
+    redis.refuses.clear()
+    assert shared() == [sticky_key(ALICE)]
+    assert redis.kept[sticky_key(ALICE)] == pack_choice(A)
+    connection.stopService()
+    clock.pump([0.05] * 20)
+    assert clock.getDelayedCalls() == []
 
 
 def test_an_older_answer_does_not_undo_a_choice() -> None:

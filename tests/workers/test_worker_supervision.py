@@ -193,6 +193,15 @@ def test_whoever_serves_accepts_for_all_seats_where_nobody_does() -> None:
     assert lent(world.sitting(3)) == [1, 2]
 
 
+def test_nothing_is_lent_once_all_are_to_end() -> None:
+    """A worker that is only now ready would accept what the others have just left, and keep the end waiting."""
+    world = World(3)
+    first = world.processes[0]
+    Deferred.fromCoroutine(world.parent.supervisor.drain())
+    first.says(Serving())
+    assert lent(first) == []
+
+
 def test_a_seat_is_lent_once() -> None:
     """However many die there before one serves."""
     world = World()
