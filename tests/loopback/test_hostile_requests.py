@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from attrs import frozen
 from loopback_peers import (
     CHUNKED,
     Gateway,
+    RawClient,
     ScriptedUpstream,
     StartGateway,
     chunk,
@@ -23,6 +25,7 @@ from loopback_peers import (
 from OpenSSL.SSL import TLS_METHOD
 from pytest_twisted import blockon
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
@@ -30,6 +33,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import eventAsText, globalLogPublisher
 from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 from zope.interface import directlyProvides
 
 from chutes_autopilot.upstream.deadlines import Deadlines
@@ -53,6 +57,8 @@ def sized(*lines: bytes, start: bytes = START) -> bytes:
 def chunked(body: bytes, *lines: bytes) -> bytes:
     return head(b"Transfer-Encoding: chunked", *lines) + body
 
+
+LIMITS = ClientLimits(max_request_bytes=1000, header_timeout=30, body_timeout=60, idle_timeout=75)
 
 both_paths = pytest.mark.parametrize("path", ["front", "reference"])
 """For what concerns ordinary chat requests, whoever reads them."""
@@ -289,6 +295,44 @@ async def test_what_is_ahead_unread_costs_no_answer(
         await client.until(b'{"from":"b/B"}', 500)
 
 
+class Held(Resource):
+    """Keeps the request that it gets."""
+
+    isLeaf = True
+    request: Any = None
+
+    def render(self, request: Any) -> int:
+        self.request = request
+        return NOT_DONE_YET
+
+
+async def test_what_is_ahead_unread_costs_no_answer_over_a_unix_socket(short_path: Path) -> None:
+    """There, too, the answer comes whole and the connection ends in order."""
+    from twisted.internet import reactor
+
+    connections, deadlines, held = ClientConnections(10), Deadlines(reactor), Held()
+    site = GatewaySite(held, reactor, LIMITS, lambda request, error: None, connections, deadlines)
+    port = reactor.listenUNIX(str(short_path), site)
+    client = await connectProtocol(UNIXClientEndpoint(reactor, str(short_path)), RawClient())
+    client.transport.write(head(b"Connection: close", start=b"GET / HTTP/1.1") + SECOND * 50_000)
+    while connections.bodies.held <= AHEAD_BYTES:
+        await deferLater(reactor, 0.001)
+    held.request.answer(200, b"whole", b"text/plain")
+    held.request.finish()
+    assert await client.closed is ConnectionDone
+    assert client.received.endswith(b"\r\n\r\nwhole")
+    await port.stopListening()
+    await connections.gone()
+    deadlines.stop()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Of a file that is not there yet: those of Unix sockets have a limit."""
+    with TemporaryDirectory(prefix="site-") as directory:
+        yield Path(directory) / "s"
+
+
 async def half_close(gateway: Gateway, data: bytes) -> Any:
     """A client that says with its FIN that it has sent everything."""
     client = await gateway.connect()
@@ -365,8 +409,7 @@ def tls_site(tmp_path: Path) -> Iterator[TlsSite]:
     authority.configure_trust(trusting)
     context = DefaultOpenSSLContextFactory(str(tmp_path / "key.pem"), str(tmp_path / "cert.pem"), TLS_METHOD)
     connections, deadlines = ClientConnections(10), Deadlines(reactor)
-    limits = ClientLimits(max_request_bytes=1000, header_timeout=30, body_timeout=60, idle_timeout=75)
-    site = GatewaySite(Resource(), reactor, limits, lambda request, error: None, connections, deadlines)
+    site = GatewaySite(Resource(), reactor, LIMITS, lambda request, error: None, connections, deadlines)
     port = reactor.listenSSL(0, site, context, interface="127.0.0.1")
     yield TlsSite(port.getHost().port, trusting)
     blockon(maybeDeferred(port.stopListening))

@@ -2,16 +2,23 @@
 
 import json
 import re
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import trustme
 from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -22,6 +29,9 @@ from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.request_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_LINE
 from chutes_autopilot.web.site import ClientLimits, GatewayRequest, GatewaySite
 
+AUTHORITY = trustme.CA()
+_ISSUED = AUTHORITY.issue_cert("localhost")
+SERVER = PrivateCertificate.loadPEM(_ISSUED.private_key_pem.bytes() + _ISSUED.cert_chain_pems[0].bytes())
 LIMITS = ClientLimits(max_request_bytes=1000, header_timeout=30, body_timeout=60, idle_timeout=75)
 
 
@@ -63,7 +73,11 @@ class Peer:
         def refused(request: GatewayRequest, error: ApiError) -> None:
             self.refusals.append(error.code)
 
-        site = GatewaySite(self.resource, self.clock, LIMITS, refused, ClientConnections(1), Deadlines(self.clock))
+        self.connect(
+            GatewaySite(self.resource, self.clock, LIMITS, refused, ClientConnections(1), Deadlines(self.clock))
+        )
+
+    def connect(self, site: GatewaySite) -> None:
         self.channel = site.buildProtocol(None)
         self.channel.makeConnection(self.transport)
 
@@ -96,6 +110,53 @@ class Peer:
     def leave(self) -> None:
         if not self.transport.disconnected:
             self.channel.connectionLost()
+
+
+class Wire(StringTransport):
+    """Under TLS."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Everything is sent at once as it is."""
+
+
+@define(eq=False)
+class TlsPeer(Peer):
+    """The same over TLS; of what it sends nothing is heard while nothing is read."""
+
+    transport: StringTransport = field(factory=Wire)
+    tls: ssl.SSLObject = field(init=False)
+    wrapper: Any = field(init=False)
+    incoming: ssl.MemoryBIO = field(factory=ssl.MemoryBIO)
+    outgoing: ssl.MemoryBIO = field(factory=ssl.MemoryBIO)
+
+    def connect(self, site: GatewaySite) -> None:
+        trusting = ssl.create_default_context()
+        AUTHORITY.configure_trust(trusting)
+        self.tls = trusting.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        self.wrapper = TLSMemoryBIOFactory(SERVER.options(), False, site, self.clock).buildProtocol(None)
+        self.wrapper.makeConnection(self.transport)
+        self.channel = self.wrapper.wrappedProtocol
+        self.until_done(self.tls.do_handshake)
+
+    def until_done(self, work: Callable[[], object]) -> None:
+        """Do what needs words of both sides, if the other one listens."""
+        for _ in range(9):
+            with suppress(ssl.SSLWantReadError):
+                work()
+                break
+            self.talk()
+        self.talk()
+
+    def talk(self) -> None:
+        if self.transport.producerState == "producing" and self.outgoing.pending:
+            self.wrapper.dataReceived(self.outgoing.read())
+        self.clock.advance(0)
+        self.incoming.write(self.transport.value())
+        self.transport.clear()
+
+    def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        self.talk()
 
 
 @pytest.fixture
@@ -261,6 +322,30 @@ def test_a_client_that_never_closes_is_closed(peer: Peer) -> None:
     assert not peer.is_reset
     peer.clock.advance(75)
     assert peer.is_reset
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds", "status"),
+    [(get(b"/"), LIMITS.idle_timeout, b" 200 OK"), (post(b"half", length=9), LIMITS.body_timeout, b" 408 ")],
+    ids=["idle", "refused"],
+)
+def test_over_tls_the_clients_goodbye_is_heard_though_nothing_was_read_any_more(
+    sent: bytes, seconds: float, status: bytes
+) -> None:
+    """Reading stops while a client takes nothing; when the connection is to end it goes on, so that both have said that
+    they are done and nobody waits for a reset."""
+    peer = TlsPeer()
+    peer.send(sent)
+    peer.transport.producer.pauseProducing()  # type: ignore[union-attr]
+    assert peer.transport.producerState == "paused"
+    peer.clock.advance(seconds)
+    peer.talk()
+    assert status in peer.tls.read(999)
+    assert not peer.transport.disconnecting
+    peer.until_done(peer.tls.unwrap)
+    assert (peer.transport.disconnecting, peer.is_reset) == (True, False)
+    peer.wrapper.connectionLost(Failure(ConnectionDone()))
+    assert not [call for call in peer.clock.getDelayedCalls() if "_sweep" not in str(call)]
 
 
 def outcome(pieces: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[int], list[str]]:
