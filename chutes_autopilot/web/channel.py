@@ -4,6 +4,7 @@ twisted.web's HTTPChannel keeps what it is good at: bodies, pipelining, writing 
 here, because it accepts more than is safe behind a proxy, and goes on parsing after a refusal.
 """
 
+import select
 from socket import SO_ERROR, SOL_SOCKET
 from typing import Any
 
@@ -11,9 +12,11 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
+    ISystemHandle,
     ITCPTransport,
 )
 from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 from zope.interface import implementer
@@ -46,6 +49,11 @@ AHEAD_BYTES = 65536
 PROBE_SECONDS = 0.3
 """How long after the client's last byte, and then how often, it is found out whether it still reads."""
 
+LOOK_SECONDS = 0.2
+"""How often it is found out, of a client that is read no more, whether it has left."""
+
+_SENDS_NO_MORE = getattr(select, "POLLRDHUP", 0)  # of Linux; elsewhere a reset alone is noticed
+
 
 @implementer(IHalfCloseableProtocol)
 class GatewayChannel(TimedChannel):
@@ -77,6 +85,7 @@ class GatewayChannel(TimedChannel):
     _head_bytes = 0
     _header_lines: list[bytes]
     _probe: IDelayedCall | None = None
+    _look: IDelayedCall | None = None
     direct_write: Write = staticmethod(queue)
     """What gives bytes to the transport, past twisted.web, in the quickest way there is for it."""
 
@@ -87,10 +96,10 @@ class GatewayChannel(TimedChannel):
         self.site.connections.opened(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        for call in (self._probe, self._turn):
+        for call in (self._probe, self._turn, self._look):
             if call is not None:
                 call.cancel()
-        self._probe = self._turn = None
+        self._probe = self._turn = self._look = None
         super().connectionLost(reason)
         self.release()
         self._take_ahead()
@@ -179,8 +188,8 @@ class GatewayChannel(TimedChannel):
     def keep_ahead(self, data: bytes) -> None:
         """Keep what a client sends ahead of the answer under way, to be read when its turn comes.
 
-        Reading goes on meanwhile, as only so a client that leaves is noticed; but of one that has sent more than
-        AHEAD_BYTES no more is read until its turn comes.
+        Reading goes on meanwhile, as so a client that leaves is noticed; but of one that has sent more than AHEAD_BYTES
+        no more is read until its turn comes, and the kernel is asked from time to time.
         """
         if self._lingering or self._ahead_refused:
             return
@@ -201,6 +210,8 @@ class GatewayChannel(TimedChannel):
             self._held_ahead = self._ahead_bytes
         if self._ahead_bytes > AHEAD_BYTES:
             self._networkProducer.pauseProducing()
+            if self._look is None and ISystemHandle.providedBy(_innermost(self.transport)):
+                self._look = self.callLater(LOOK_SECONDS, self._look_for_client)
 
     def hold(self, received: int) -> bool:
         """Count ``received`` bytes as held of the body at hand; False where all clients' bodies are too much by that.
@@ -245,6 +256,9 @@ class GatewayChannel(TimedChannel):
         """What was sent ahead, which is then held here no longer; reading goes on."""
         if self._ahead_bytes > AHEAD_BYTES:
             self._networkProducer.resumeProducing()
+            if self._look is not None:
+                self._look.cancel()
+                self._look = None
         ahead, self._dataBuffer = b"".join(self._dataBuffer), []
         held, self._held_ahead = self._held_ahead, 0
         self._ahead_bytes = 0
@@ -278,6 +292,19 @@ class GatewayChannel(TimedChannel):
         elif self._probe is None:
             self.persistent = self.persistent and bool(self._dataBuffer)
             self._probe = self.callLater(PROBE_SECONDS, self._probe_client, self.written())
+
+    def _look_for_client(self) -> None:
+        """Of a client that is read no more: do what its end would have brought about, had it been read."""
+        self._look = None
+        poll = select.poll()
+        poll.register(_innermost(self.transport).getHandle(), _SENDS_NO_MORE)
+        events = poll.poll(0)
+        if not events:
+            self._look = self.callLater(LOOK_SECONDS, self._look_for_client)
+        elif self.isSecure() or events[0][1] & (select.POLLERR | select.POLLHUP):
+            self.forceAbortClient()
+        else:
+            self.readConnectionLost()
 
     def _probe_client(self, written_before: int | None, first: bool = True) -> None:
         self._probe = None
@@ -400,3 +427,10 @@ class GatewayChannel(TimedChannel):
         elif any(kind.providedBy(transport) for kind in (ITCPTransport, IHalfCloseableDescriptor)):
             transport.loseWriteConnection()
             resume()
+
+
+def _innermost(transport: Any) -> Any:
+    """The transport that has the socket, under TLS and whatever else is wrapped around it."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport

@@ -3,7 +3,9 @@
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +28,7 @@ from OpenSSL.SSL import TLS_METHOD
 from pytest_twisted import blockon
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.internet.task import deferLater
@@ -354,6 +356,20 @@ async def test_a_half_closed_client_gets_its_answers(scripted: ScriptedUpstream,
 
 
 @both_paths
+async def test_a_half_closed_client_gets_all_that_it_sent_far_ahead(
+    scripted: ScriptedUpstream, gateway: Gateway, path: str
+) -> None:
+    """Though reading has stopped, it is asked whether it is still there, and answered to the last request."""
+    scripted.scripts["a/A"] = silent
+    ahead = SECOND.replace(b"15", b"9000").replace(b"}", b" " * 8985 + b"}")
+    client = await half_close(gateway, read_by(path, sized()) + ahead * 9)
+    await client.until(b"HTTP/1.1 100 Continue\r\n\r\n")
+    respond(CHUNKED + chunk(b"whole") + b"0\r\n\r\n")(scripted.connections[-1])
+    await client.closed
+    assert client.received.count(b'{"from":"b/B"}') == 9
+
+
+@both_paths
 async def test_a_half_closed_client_may_wait_long(scripted: ScriptedUpstream, gateway: Gateway, path: str) -> None:
     """It is asked with a 100 Continue whether it is still there, once, and then gets the whole stream."""
     scripted.scripts["a/A"] = silent
@@ -389,12 +405,36 @@ async def test_a_client_that_closed_is_found_out_within_a_second(
     assert (await gateway.metrics())['requests_total{status="499"}'] == 1
 
 
+@both_paths
+@pytest.mark.parametrize("end", ["loseConnection", "abortConnection"])
+@pytest.mark.parametrize("unread", [b"", SECOND * 100], ids=["read", "unread"])
+async def test_a_client_that_left_is_found_out_though_it_is_read_no_more(
+    scripted: ScriptedUpstream, gateway: Gateway, path: str, unread: bytes, end: str
+) -> None:
+    """It has sent so much ahead that reading has stopped, and then closed; it is noticed as soon as any other."""
+    scripted.scripts["a/A"] = silent
+    client = await gateway.connect()
+    client.transport.write(read_by(path, sized()) + SECOND * (AHEAD_BYTES // len(SECOND) + 10))
+    while (await gateway.metrics())["buffered_request_bytes"] <= AHEAD_BYTES:
+        await deferLater(gateway.reactor, 0.001)
+    client.transport.write(unread)
+    await deferLater(gateway.reactor, 0)
+    started = gateway.reactor.seconds()
+    getattr(client.transport, end)()
+    await scripted.connections[-1].lost
+    assert gateway.reactor.seconds() - started < 1
+    assert len(scripted.requests) == 1
+    assert (await gateway.metrics())['requests_total{status="499"}'] == 1
+
+
 @frozen
 class TlsSite:
     """The channel behind TLS, without a service."""
 
     port: int
     trusting: ssl.SSLContext
+    held: Held
+    connections: ClientConnections
 
 
 @pytest.fixture
@@ -409,9 +449,10 @@ def tls_site(tmp_path: Path) -> Iterator[TlsSite]:
     authority.configure_trust(trusting)
     context = DefaultOpenSSLContextFactory(str(tmp_path / "key.pem"), str(tmp_path / "cert.pem"), TLS_METHOD)
     connections, deadlines = ClientConnections(10), Deadlines(reactor)
-    site = GatewaySite(Resource(), reactor, LIMITS, lambda request, error: None, connections, deadlines)
+    held = Held()
+    site = GatewaySite(held, reactor, LIMITS, lambda request, error: None, connections, deadlines)
     port = reactor.listenSSL(0, site, context, interface="127.0.0.1")
-    yield TlsSite(port.getHost().port, trusting)
+    yield TlsSite(port.getHost().port, trusting, held, connections)
     blockon(maybeDeferred(port.stopListening))
     blockon(connections.gone())
     deadlines.stop()
@@ -435,6 +476,26 @@ async def test_over_tls_a_client_that_sends_on_can_still_read_the_413(tls_site: 
     data = head(b"Content-Length: 10485760") + b"x" * 10485760
     received = await deferToThread(send_over_tls_then_read, tls_site, data)
     assert read_response(received).status == 413
+
+
+def send_over_tls_then_leave(site: TlsSite, data: bytes) -> float:
+    """A client that closes once it is read no more; returns when it did."""
+    with (
+        socket.create_connection(("127.0.0.1", site.port)) as plain,
+        site.trusting.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(data)
+        while site.connections.bodies.held <= AHEAD_BYTES:
+            time.sleep(0.001)
+    return time.monotonic()
+
+
+async def test_over_tls_too_a_client_that_left_is_found_out_though_it_is_read_no_more(tls_site: TlsSite) -> None:
+    """By its connection, for nothing that it says is read."""
+    left = await deferToThread(send_over_tls_then_leave, tls_site, head(start=b"GET / HTTP/1.1") + SECOND * 1000)
+    with suppress(ConnectionLost):
+        await tls_site.held.request.notifyFinish()
+    assert time.monotonic() - left < 1
 
 
 async def test_hostile_requests_leave_nothing_in_the_log(gateway: Gateway) -> None:
