@@ -143,7 +143,7 @@ def build_chutes(
             ALONE if link is None else Turn(link.begin.number - 1, link.begin.workers),
         )
         transport = sealed.open
-        relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules))
+        relay = attrs.evolve(relay, snapshots=sealed.snapshots, health=FleetHealth(relay.health.rules), reach=sealed)
     if link is not None:
         claims: IReplayClaims = link.claims(settings)
         not_before = link.begin.not_before

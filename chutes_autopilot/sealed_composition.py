@@ -1,6 +1,6 @@
 """The sealed transport put together: requests sealed for the instance, and the verifier of its evidence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from random import random
@@ -75,6 +75,24 @@ class SealedTransport:
                 self.transport.prefetch([model])
             return RefusedAttempt(refusal("no_verdict", retry=True, reason="no_verdict", retry_after=5.0), observer)
         return self.transport.open(model, request, header_timeout, observer)
+
+    def obstacle(self, model: str) -> str | None:
+        """See policy.choice.Reach; what `open` would refuse at once."""
+        chute_id = self.chute_of(model)
+        if self.verifier is not None and chute_id is not None and not self.verifier.chute_usable(chute_id):
+            return "no_verdict"
+        return self.transport.obstacle(model)
+
+    def at_hand(self, model: str) -> bool:
+        """See policy.choice.Reach."""
+        return self.transport.has_session(model)
+
+    def passed_over(self, models: Mapping[str, str]) -> None:
+        """Clients named models that had an obstacle: for want of a verdict alone they are looked at for later."""
+        self._last_use = monotonic()
+        known = self.known.current
+        unseen = (name for name, why in models.items() if why == "no_verdict" and may_be_attested(known, name))
+        self.transport.prefetch(unseen, PREFETCHED)
 
     def keep_ready(self) -> None:
         """Have sessions for the likeliest models, as long as somebody asks for answers.

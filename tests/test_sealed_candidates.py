@@ -42,6 +42,7 @@ class Platform:
     looked_at: tuple[str, ...] = ()
     prefetched: list[list[str]] = field(factory=list)
     opened: list[str] = field(factory=list)
+    obstacles: dict[str, str] = field(factory=dict)
     told: list[Refused] = field(factory=list)
 
     def sealed(self, *, attested: bool = True) -> SealedTransport:
@@ -61,6 +62,9 @@ class Platform:
 
     def open(self, model: str, *_: object) -> Any:
         self.opened.append(model)
+
+    def obstacle(self, model: str) -> str | None:
+        return self.obstacles.get(model)
 
     def failed(self, why: Refused) -> None:
         self.told.append(why)
@@ -134,3 +138,20 @@ def test_without_attestation_the_likeliest_are_kept_ready_whatever_they_run_on()
     """While the route is in use."""
     assert not list(looked_up(Platform(RANKED), attested=False))
     assert list(looked_up(Platform(RANKED), asked="t/Two", attested=False)) == ["o/Open", "t/One", "s/Silent"]
+
+
+def test_what_would_be_refused_is_told_before_it_is_tried() -> None:
+    """For want of a verdict, or by the transport."""
+    platform = Platform(RANKED, frozenset({"t/One", "t/Two"}), obstacles={"t/One": "no_instances"})
+    sealed = platform.sealed()
+    obstacles = [sealed.obstacle(model) for model in ("t/One", "t/Two:THINKING", "t/Three:THINKING")]
+    assert obstacles == ["no_instances", None, "no_verdict"]
+    assert platform.sealed(attested=False).obstacle("t/Three") is None
+
+
+def test_a_model_that_was_named_and_passed_over_is_looked_at() -> None:
+    """As one that was refused, if it may have evidence and that is what it lacks."""
+    platform = Platform(RANKED, frozenset({"t/One"}), ("t/One",))
+    sealed = platform.sealed()
+    sealed.passed_over({"o/Open": "no_verdict", "t/Two": "no_verdict", "s/Silent": "no_instances"})
+    assert platform.prefetched == [["t/Two"]]

@@ -13,7 +13,7 @@ from chutes_autopilot.policy.reasons import SORTED_BY, CandidateView, Reasons
 OTHERS = "(others)"
 """Stands for models that are not in the catalog: what clients make up is not shown."""
 
-_LEFT_OUT = ("incapable", "unwanted", "cooling")
+_LEFT_OUT = ("incapable", "unwanted", "closed", "cooling")
 _ANSWERS = ("committed", "continued")
 
 

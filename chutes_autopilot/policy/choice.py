@@ -1,6 +1,7 @@
 """What one request tries: the steps from what it asks for to its order of attempts, each model left out by name."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 from typing import NoReturn, Protocol
 
@@ -12,7 +13,7 @@ from chutes_autopilot.policy.capability import capable, verdict
 from chutes_autopilot.policy.health import FleetHealth
 from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, PreferenceList
 from chutes_autopilot.policy.model_offers import Offers
-from chutes_autopilot.policy.plan import Plan, expanded, make_plan, mode_of, no_candidates
+from chutes_autopilot.policy.plan import Plan, expanded, make_plan, mode_of, no_candidates, preferring
 from chutes_autopilot.policy.ranking import Ranked
 from chutes_autopilot.policy.request_needs import Need
 from chutes_autopilot.policy.spread import spread
@@ -29,6 +30,22 @@ class Known(Protocol):
     def ranked_models(self) -> tuple[str, ...]: ...
     @property
     def offers(self) -> Offers: ...
+
+
+class Reach(Protocol):
+    """Which models can be asked at this moment, where that takes more than an address."""
+
+    def obstacle(self, model: str) -> str | None:
+        """Why an attempt would be refused at once though it is not the request's fault; None where it would not be.
+
+        :param model: as it is sent, with or without the platform's suffixes.
+        """
+
+    def at_hand(self, model: str) -> bool:
+        """Whether an attempt could begin without waiting."""
+
+    def passed_over(self, models: Mapping[str, str]) -> None:
+        """A request was routed past these models, which its client named, each for its obstacle."""
 
 
 @frozen
@@ -51,6 +68,7 @@ class Choice:
 
     :param unwanted: base names of ranked models left out, by part of the alias (policy.aliases).
     :param incapable: base names of models left out, by requirement (policy.capability.REQUIREMENTS).
+    :param closed: base names of models left out because they cannot be asked now, by obstacle (Reach).
     :param cooling: base names of candidates in their cooldown; they are tried behind all others.
     :param skipped: entries of the client's own list that are left out or put behind, by reason; empty for the alias.
     :param considered: base names of all that could be tried, further ones than the attempts allowed; empty for a direct
@@ -69,6 +87,7 @@ class Choice:
     order: Order = ""
     measured: Mapping[str, float] = MappingProxyType({})
     lasting: bool = True
+    closed: Mapping[str, str] = _NOTHING
 
 
 @frozen
@@ -79,6 +98,7 @@ class Chooser:
     :param limit: attempts a request may make, at least 1.
     :param require_tee: an alias stands for confidential models only (AUTOPILOT_REQUIRE_TEE).
     :param spare: what is behind the last attempt allowed may be tried in another's place (plan.make_plan).
+    :param reach: which models can be asked; None: all.
     """
 
     known: Known
@@ -86,6 +106,7 @@ class Chooser:
     limit: int
     require_tee: bool = False
     spare: bool = False
+    reach: Reach | None = None
 
     def choose(self, asked: ModelField, need: Need, client: Client, now: float) -> Choice:
         """The order of attempts of one request.
@@ -103,6 +124,8 @@ class Chooser:
         def ranked(alias: Alias) -> Sequence[str]:
             names, left_out = self._wanted(models, alias.wanted)
             unwanted.update(left_out)
+            if self.reach is not None and client.spread_by is None:
+                names = self._at_hand_first(names, self.reach)
             return self._measured(names, alias.wanted.order, now)
 
         entries = expanded(asked, ranked)
@@ -119,23 +142,33 @@ class Chooser:
         order = asked.order if isinstance(asked, PreferenceList) else asked.wanted.order
         if isinstance(asked, PreferenceList) and order:
             entries = _in_order(entries, self._measured(able.models, order, now))
+        closed = _NOTHING if self.reach is None else self._closed(entries, self.reach, client.sticky, now)
+        whole = entries
+        if closed:
+            entries = tuple(entry for entry in entries if entry.base not in closed)
+        if mode != "list":
+            whole = entries
         available = self.health.filter([entry.base for entry in entries], now)
         sticky = None if order else client.sticky
-        if client.gave_way and not (entries and entries[0].base in available.cooling and not available.forced):
+        waits = bool(whole) and (whole[0].base in available.cooling or whole[0].base in closed)
+        if client.gave_way and not (waits and not available.forced):
             sticky = None
         cooling = dict.fromkeys(available.cooling if not available.forced else (), "cooling")
         plan = make_plan(mode, entries, sticky, limit=self.limit, cooling=cooling, spare=self.spare)
+        if whole is not entries:
+            plan = preferring(plan, whole[: self.limit])
         sorted_by = _sorted_by(asked)
         return Choice(
             plan,
             {name: part for name, part in unwanted.items() if name not in by_base(entries)},
             able.skipped,
             available.cooling,
-            _named(asked, {**able.skipped, **cooling}),
+            _named(asked, {**able.skipped, **closed, **cooling}),
             tuple(entry.base for entry in entries),
             sorted_by,
             self._measurements(entries, sorted_by, now) if sorted_by else MappingProxyType({}),
-            lasting=not sorted_by and client.spread_by is None,
+            lasting=not sorted_by and client.spread_by is None and self.reach is None,
+            closed=closed,
         )
 
     def _wanted(self, models: tuple[str, ...], wanted: Wanted) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -148,6 +181,32 @@ class Chooser:
         missing = {name: wanted.unmet(offers.of(name)) for name in models}
         kept = tuple(name for name, part in missing.items() if part is None)
         return kept, {name: part for name, part in missing.items() if part is not None}
+
+    def _at_hand_first(self, names: tuple[str, ...], reach: Reach) -> tuple[str, ...]:
+        """Ranked models, among those with the same score such first as need no waiting."""
+        scores = {ranked.model: ranked.score for ranked in self.known.ranking}
+        ordered: list[str] = []
+        for _, equals in groupby(names, scores.get):
+            group = list(equals)
+            ordered += sorted(group, key=lambda name: not reach.at_hand(name)) if len(group) > 1 else group
+        return tuple(ordered)
+
+    def _closed(self, entries: Sequence[Direct], reach: Reach, sticky: str | None, now: float) -> Mapping[str, str]:
+        """Of the entries that may be tried those that cannot be asked, by base name, unless that is all of them.
+
+        It looks no further than there are attempts: an alias may stand for very many.
+        """
+        closed: dict[str, str] = {}
+        found = 0
+        for entry in entries:
+            if found >= self.limit and entry.base != sticky:
+                continue
+            obstacle = reach.obstacle(entry.model)
+            if obstacle is not None:
+                closed[entry.base] = obstacle
+            elif not self.health.is_cooling(entry.base, now):
+                found += 1
+        return closed if len(closed) < len(entries) else _NOTHING
 
     def _measured(self, names: Sequence[str], order: Order, now: float) -> Sequence[str]:
         if order == "fast":

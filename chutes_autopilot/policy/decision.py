@@ -166,7 +166,7 @@ class Decision:
 def _passed_over(why: Reasons) -> Iterator[tuple[str, str]]:
     """What was left out, by verdict: with names, and as a number; at last how many more there is no record of."""
     any_found = False
-    for verdict in ("incapable", "unwanted", "cooling"):
+    for verdict in ("incapable", "unwanted", "closed", "cooling"):
         found = [c for c in why.candidates if c.verdict == verdict]
         if found:
             any_found = True

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.policy.model_field import Alias, Direct, ModelField, PreferenceList
@@ -88,6 +88,11 @@ def make_plan(
     last_resort = frozenset(_models([entry for entry in (*candidates, *behind) if entry.base in cooling]))
     bases = _bases([*candidates, *preferred, *behind])
     return Plan(mode, _models(candidates), _models(preferred), bases, last_resort, _models(behind))
+
+
+def preferring(plan: Plan, entries: Sequence[Direct]) -> Plan:
+    """The same attempts where the client would have had others first, which cannot be made now."""
+    return evolve(plan, preferred=_models(entries), bases={**plan.bases, **_bases(entries)})
 
 
 def no_candidates(why: str) -> ApiError:

@@ -17,13 +17,13 @@ MAX_CANDIDATES = 32
 MAX_NAME = 256
 """Characters of the longest name that is kept."""
 
-Verdict = Literal["planned", "spare", "incapable", "unwanted", "cooling"]
+Verdict = Literal["planned", "spare", "incapable", "unwanted", "closed", "cooling"]
 """``planned``: in the order of attempts. ``spare``: as good, but behind the last attempt allowed; a request too long
 for others may be tried on it all the same. ``incapable``, ``unwanted``: left out, the reason says which requirement or
-which part of the alias. ``cooling``: after failures put behind all others, where it is one of the planned, or put up
-with for want of others."""
+which part of the alias. ``closed``: left out because it cannot be asked now, the reason is the obstacle. ``cooling``:
+after failures put behind all others, where it is one of the planned, or put up with for want of others."""
 
-StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "cooling", "sorted", "gone"]
+StickyEffect = Literal["none", "first", "gave_way", "incapable", "unwanted", "closed", "cooling", "sorted", "gone"]
 """What a remembered choice did. ``first``: it is tried first. ``gave_way``: the preferred order is tried again.
 ``sorted``: the client asked for a measured order, which goes before it. ``gone``: it is no candidate any more. Else it
 is left out for that reason."""
@@ -134,6 +134,7 @@ def reasons(
     snapshot: int = 0,
     sorted_by: Order = "",
     measured: Mapping[str, float] = MappingProxyType({}),
+    closed: Mapping[str, str] = MappingProxyType({}),
 ) -> Reasons:
     """Put together what the steps of routing found; all names are base names.
 
@@ -145,9 +146,10 @@ def reasons(
     :param cooling: in their cooldown; one that is planned all the same is told of as cooling.
     :param measured: what `sorted_by` goes by.
     :param gave_way: the sticky choice was not taken because the preferred order is tried again.
+    :param closed: left out, by obstacle.
     """
     places = {ranked.model: (place, ranked) for place, ranked in enumerate(ranking, 1)}
-    names = dict.fromkeys([*planned, *incapable, *unwanted, *cooling, *considered])
+    names = dict.fromkeys([*planned, *incapable, *unwanted, *closed, *cooling, *considered])
 
     def view(name: str) -> CandidateView:
         verdict: Verdict = "planned" if name in planned else "spare"
@@ -156,6 +158,8 @@ def reasons(
             verdict, reason = "unwanted", unwanted[name]
         elif name in incapable:
             verdict, reason = "incapable", incapable[name]
+        elif name in closed:
+            verdict, reason = "closed", closed[name]
         elif name in cooling:
             verdict, reason = "cooling", "failed repeatedly"
         place, ranked = places.get(name, (None, None))
@@ -169,7 +173,7 @@ def reasons(
         shown,
         len(names) - len(shown),
         None if sticky is None else sticky[:MAX_NAME],
-        _sticky_effect(sticky, gave_way, planned, incapable, unwanted, cooling, considered),
+        _sticky_effect(sticky, gave_way, planned, incapable, unwanted, closed, cooling, considered),
         spread,
         needs,
         snapshot,
@@ -183,6 +187,7 @@ def _sticky_effect(
     planned: Sequence[str],
     incapable: Collection[str],
     unwanted: Collection[str],
+    closed: Collection[str],
     cooling: Collection[str],
     considered: Collection[str],
 ) -> StickyEffect:
@@ -196,6 +201,8 @@ def _sticky_effect(
         return "unwanted"
     if sticky in incapable:
         return "incapable"
+    if sticky in closed:
+        return "closed"
     if sticky in cooling:
         return "cooling"
     # whatever else is a candidate would have come first

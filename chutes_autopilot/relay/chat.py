@@ -17,7 +17,7 @@ from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, RequestRecord
 from chutes_autopilot.policy.alias_file import NO_ALIASES, OwnAliases
 from chutes_autopilot.policy.capability import skipped_header
-from chutes_autopilot.policy.choice import Choice, Chooser
+from chutes_autopilot.policy.choice import Choice, Chooser, Reach
 from chutes_autopilot.policy.choice import Client as ClientState
 from chutes_autopilot.policy.client_address import TrustedProxies
 from chutes_autopilot.policy.decision import RecentDecisions
@@ -113,6 +113,8 @@ class ChatRelay:
     """Whether the gateway stops and cuts what has taken too long: it is not the models that fail then."""
     key_of_the_operator: bytes | None = None
     """Stands for the operator's API key, where all requests are sent with that."""
+    reach: Reach | None = None
+    """Which models can be asked at this moment; None: all."""
     recall: Recall | None = None
     """Asks other replicas what they know of a client; None where there are none."""
     _routes: dict[tuple[object, ...], Route] = attrs.field(factory=dict, init=False)
@@ -349,6 +351,8 @@ class ChatRelay:
         record = explained.record
         key, previous, route = self._route(call, body, record)
         explained.route, plan = route, route.plan
+        if route.closed and self.reach is not None:
+            self.reach.passed_over(route.closed)
         record.mode = mode = plan.mode
         record.candidates = plan.candidates
         kept_as = None if mode == "direct" else key
@@ -423,7 +427,7 @@ class ChatRelay:
         limit = rules.limits.max_attempts
         resilience = rules.limits.resilience
         spare = resilience is not None and resilience.context_length
-        chooser = Chooser(snapshot, self.health, limit, rules.require_tee, spare)
+        chooser = Chooser(snapshot, self.health, limit, rules.require_tee, spare, self.reach)
         choice = chooser.choose(asked, need, client, record.received)
         timeouts = rules.limits.timeouts
         state, first = begin(choice.plan, stream=stream, timeouts=timeouts, max_attempts=limit)
@@ -442,11 +446,12 @@ class ChatRelay:
             state,
             first,
             skipped_header(choice.skipped),
-            frozenset(choice.cooling),
+            frozenset((*choice.cooling, *choice.closed)),
             choice.lasting,
             # kept with each decision: of the snapshot no more than that needs, for a catalog is large
             partial(_reasons, meant, need, client, snapshot.ranking, snapshot.id, choice),
             resilient,
+            choice.closed,
         )
 
 
@@ -467,6 +472,7 @@ def _reasons(
         incapable=choice.incapable,
         unwanted=choice.unwanted,
         cooling=choice.cooling,
+        closed=choice.closed,
         sticky=None if plan.mode == "direct" else client.sticky,
         gave_way=client.gave_way,
         spread=client.spread_by is not None,

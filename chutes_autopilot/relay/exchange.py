@@ -67,6 +67,8 @@ OpenUpstream = Callable[[str, UpstreamRequest, float, IAttemptObserver], IUpstre
 GRACE_OVER = "shutdown_grace_over"
 """Why an answer was cut, in the record; a client of a stream is told what it is told of every stream that is cut."""
 
+NONE_CLOSED: Mapping[str, str] = MappingProxyType({})
+
 NO_CONTENT, INTERNAL, UNAVAILABLE = 204, 500, 503
 
 
@@ -95,6 +97,7 @@ class Route:
     :param lasting: whether it holds for later requests of the kind.
     :param why: gives the reasons for it.
     :param resilient: the same first step under further rules, where there are some (policy.resilience).
+    :param closed: base names of models left out because they could not be asked, by obstacle.
     """
 
     plan: Plan
@@ -105,6 +108,7 @@ class Route:
     lasting: bool = True
     why: Callable[[], Reasons] | None = None
     resilient: Resilient | None = None
+    closed: Mapping[str, str] = NONE_CLOSED
     lines: dict[str, bytes] = attrs.field(factory=dict, init=False, eq=False, repr=False)
     """By model that answered a first attempt: the header lines of our own, as far as all such answers have them."""
 

@@ -69,6 +69,16 @@ async def test_evidence_that_does_not_stand(start_chain: StartChain, level: str,
     assert {seen.chute_id for seen in chain.chutes.requests} == {chain.simulator.models[1].chute_id}
 
 
+async def test_an_item_without_a_verdict_uses_up_no_attempt(start_chain: StartChain) -> None:
+    """It is named, and not even looked at where the client's list has a verified one."""
+    chain = await start_chain(MODELS[1:], CHUTES_ATTESTATION="binding", MAX_FAILOVER_ATTEMPTS="1")
+    chain.fault("evidence_key", THREE, None)
+    assert await chain.verify(KNOWN) == (1, 3)
+    response = await chain.ask(f"{THREE}, {ONE}")
+    assert text_of(response) == said(ONE)
+    assert response.header("x-chutes-autopilot-skipped") == f"{THREE}=no_verdict"
+
+
 @pytest.mark.parametrize("fault", sorted(set(AT_QUOTE) - set(AT_BINDING)))
 async def test_what_binding_does_not_look_at(start_chain: StartChain, fault: str) -> None:
     """A quote that nobody signed passes there, as its documentation says."""

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from chain_peers import ONE, THREE, TOKENS, Chain, StartChain, fires, said, simulated, text_of
+from chain_peers import OLD, ONE, THREE, TOKENS, Chain, StartChain, fires, said, simulated, text_of
 from pytest_twisted import blockon
 from twisted.internet.defer import gatherResults
 
@@ -50,6 +50,18 @@ async def test_both_hops_are_sealed(chain: Chain, model: str, served: str, attem
         assert sent[b"x-e2e-stream"] == str(stream).lower().encode()
     assert len(chain.chutes.requests) == 2
     assert not chain.simulator.requests  # nothing went the way in clear
+
+
+async def test_a_chute_without_a_capable_instance_loses_its_place(start_chain: StartChain) -> None:
+    """Once it is known the next request goes straight to one that has some, however few the attempts."""
+    chain = await start_chain(MAX_FAILOVER_ATTEMPTS="1")
+    assert (await chain.ask(ALIAS)).error["code"] == "chutes_e2ee_no_session"
+    for model in (ALIAS, f"{OLD}, {THREE}"):
+        response = await chain.ask(model)
+        assert (response.status, response.header("x-chutes-autopilot-attempts")) == (200, "1")
+        assert text_of(response) == said(THREE)
+    assert response.header("x-chutes-autopilot-skipped") == f"{OLD}=no_instances"
+    assert (await chain.ask(OLD)).error["code"] == "chutes_e2ee_no_session"
 
 
 async def test_each_attempt_is_sealed_anew(chain: Chain) -> None:

@@ -1,10 +1,11 @@
 """Every step from what a request asks for to what is tried for it."""
 
 import json
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import pytest
-from attrs import frozen
+from attrs import field, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from chutes_autopilot.policy.utilization import parse_utilization
 
 ALIAS = "chutesai/AutoPilot"
 IMAGE = Need(("image",))
+NEW = Client()
 ANYTHING = Need()
 OFFERS = Offers(
     MappingProxyType(
@@ -241,3 +243,82 @@ def test_a_client_may_have_an_order_of_its_own() -> None:
     assert len(orders) > 5
     assert {(frozenset(each), each[-1]) for each in orders} == {(frozenset(names), "m3-TEE")}
     assert order(b"k" * 32) == order(b"k" * 32)
+
+
+@frozen
+class Door:
+    """Which models can be asked: all but those that have an obstacle, and some of them without waiting."""
+
+    obstacles: Mapping[str, str] = MappingProxyType({})
+    ready: str = ""
+    looked_at: list[str] = field(factory=list)
+
+    def obstacle(self, model: str) -> str | None:
+        self.looked_at.append(model)
+        return self.obstacles.get(model)
+
+    def at_hand(self, model: str) -> bool:
+        return model in self.ready.split()
+
+    def passed_over(self, models: Mapping[str, str]) -> None:
+        """Not told by the choice itself."""
+
+
+def chosen_past(door: Door, model: str, client: Client = NEW, *, limit: int = 8, failed: str = "") -> Choice:
+    """What is chosen at second 100 where not every model can be asked."""
+    health = FleetHealth(CooldownRules(failures=1))
+    for name in failed.split():
+        health.failed(name, 99.0)
+    asked = read_model_field(model, frozenset(OFFERS.by_model), max_items=8, unknown="refuse")
+    return Chooser(World(), health, limit, reach=door).choose(asked, ANYTHING, client, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "obstacles", "candidates", "skipped"),
+    [
+        (ALIAS, {"text": "no_instances"}, "short", {}),
+        ("text,long", {"text": "no_verdict"}, "long", {"text": "no_verdict"}),
+        (f"text,{ALIAS}", {"text": "no_verdict"}, "short", {"text": "no_verdict"}),
+        ("text:THINKING,long", {"text:THINKING": "chute_gone"}, "long", {"text:THINKING": "chute_gone"}),
+        ("text,long", {"text": "no_verdict", "long": "no_instances"}, "text", {}),
+        ("text", {"text": "no_verdict"}, "text", {}),
+    ],
+)
+def test_what_cannot_be_asked_uses_up_no_attempt(
+    model: str, obstacles: dict[str, str], candidates: str, skipped: dict[str, str]
+) -> None:
+    """It is left out, and named where the client did; but not where nothing else is left, which tells why."""
+    choice = chosen_past(Door(obstacles), model, limit=1)
+    assert (choice.plan.candidates, dict(choice.skipped)) == (tuple(candidates.split()), skipped)
+    assert choice.lasting is (model == "text")
+
+
+def test_a_list_goes_back_to_what_could_not_be_asked() -> None:
+    """The preferred model of a list stays its own; an alias stands for what can be asked."""
+    door = Door({"text": "no_instances"})
+    assert chosen_past(door, "text:THINKING,long").plan.preferred == ("text:THINKING", "long")
+    choice = chosen_past(door, "text,short,long", Client("long", gave_way=True))
+    assert (choice.plan.candidates, choice.plan.base(choice.plan.preferred[0])) == (("long", "short"), "text")
+    alias = chosen_past(door, ALIAS, Client("long", gave_way=True)).plan
+    assert (alias.candidates, alias.preferred) == (("short", "long"), ("short", "long"))
+
+
+def test_no_more_is_looked_at_than_may_be_tried() -> None:
+    """But for what cools down, behind which the next one comes, and the client's own choice."""
+    door = Door()
+    chosen_past(door, ALIAS, limit=1)
+    chosen_past(door, ALIAS, limit=1, failed="text")
+    chosen_past(door, ALIAS, Client("long"), limit=1)
+    assert door.looked_at == ["text", "text", "short", "text", "long"]
+    assert chosen_past(Door({"long": "no_instances"}), ALIAS, Client("long"), limit=1).plan.candidates == ("text",)
+
+
+def test_of_models_with_the_same_score_what_is_at_hand_comes_first() -> None:
+    """And never before one with a better score."""
+    counts = {"a-TEE": 9, "b-TEE": 5, "c-TEE": 5, "d-TEE": 5}
+    rows = [{"name": name, "active_instance_count": count} for name, count in counts.items()]
+    ranking = tuple(rank(parse_utilization(json.dumps(rows).encode()).rows, None))
+    names = tuple(ranked.model for ranked in ranking)
+    chooser = Chooser(World(ranking, names, Offers()), FleetHealth(), 8, reach=Door(ready="d-TEE c-TEE"))
+    asked = read_model_field(ALIAS, frozenset(), max_items=8, unknown="refuse")
+    assert chooser.choose(asked, ANYTHING, Client(), 100.0).plan.candidates == ("a-TEE", "c-TEE", "d-TEE", "b-TEE")

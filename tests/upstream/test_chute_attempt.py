@@ -536,6 +536,7 @@ async def test_a_chute_that_is_gone_is_left_until_the_next_catalog(bench: Bench)
     await bench.finished()
     assert bench.catalog_wanted == 1
     assert not bench.transport.has_session("org/Model")
+    assert bench.transport.obstacle("org/Model:THINKING") == "chute_gone"
     assert refusal_of(await bench.finished())[2] == "chute_gone"
     assert len(bench.api.invoked) == 1
     bench.transport.catalog_refreshed()
@@ -831,6 +832,7 @@ async def test_a_model_without_a_chute_is_no_candidate(bench: Bench, model: str)
     assert refusal_of(await bench.finished(model=model)) == ("chutes_e2ee_no_session", True, "chute_gone")
     bench.transport.prefetch([model])
     assert not bench.transport.has_session(model)
+    assert (bench.transport.obstacle(model), bench.transport.obstacle("org/Model")) == ("chute_gone", None)
     assert bench.api.listings == 0
 
 

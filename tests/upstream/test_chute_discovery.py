@@ -470,6 +470,63 @@ def test_without_a_verdict_there_is_no_candidate() -> None:
     assert len(desk.calls) == 1
 
 
+def test_what_would_be_refused_at_once_is_known_before(desk: Desk) -> None:
+    """As `acquire` refuses it, and nothing is asked or taken for it; a refused key is no obstacle of one chute."""
+
+    def obstacle(chute_id: str = "c") -> str | None:
+        known = desk.sessions.obstacle(chute_id, 5.0)
+        calls = len(desk.asked)
+        if known is not None:
+            assert refusal_of(desk.acquire(chute_id))[2] == known
+        assert len(desk.asked) == calls
+        return known
+
+    assert obstacle() is None
+    desk.acquire()
+    assert obstacle() is None  # it would wait with the other one
+    desk.answer(answered(404, "No active instances found for this chute"))
+    assert obstacle() == "no_instances"
+    desk.clock.advance(59)
+    assert obstacle() == "no_instances"
+    desk.clock.advance(1)
+    assert obstacle() is None
+    desk.acquire("other")
+    desk.answer(answered(429, retry_after=60.0))
+    assert obstacle() == "discovery_limited"
+    desk.clock.advance(200)
+    desk.acquire("other")
+    desk.answer(answered(401))
+    assert desk.sessions.obstacle("other", 5.0) is None
+
+
+def test_a_chute_that_is_disabled_gets_nothing_whatever_nonces_there_are(desk: Desk) -> None:
+    """For as long as it is out; then they may still be good."""
+    desk.acquire()
+    desk.answer(desk.listing())
+    assert desk.sessions.available("c")
+    desk.discovery.chute_out("c", 30.0)
+    assert (desk.sessions.obstacle("c", 5.0), desk.sessions.available("c")) == ("chute_disabled", False)
+    assert refusal_of(desk.acquire()) == ("chutes_e2ee_no_session", True, "chute_disabled")
+    desk.clock.advance(30)
+    assert desk.sessions.obstacle("c", 5.0) is None
+    assert got(desk.acquire())
+
+
+def test_what_a_pool_lacks_is_an_obstacle() -> None:
+    """Instances without a verdict, or such as are all quarantined; until it is worth a listing again."""
+    usable = True
+    desk = Desk(usable=lambda name, key: usable)
+    desk.acquire()
+    desk.answer(desk.listing(instances=1))
+    assert desk.sessions.obstacle("c", 5.0) is None
+    desk.pools.of("c").quarantine("i-0", START + 30)
+    assert desk.sessions.obstacle("c", 5.0) == "no_instances"
+    desk.clock.advance(10)
+    assert desk.sessions.obstacle("c", 5.0) is None
+    usable = False
+    assert desk.sessions.obstacle("c", 5.0) == "no_verdict"
+
+
 def test_retiring_ends_everything(desk: Desk) -> None:
     """Whoever waits is refused, calls are cancelled, timers are gone, nothing new begins."""
     desk.acquire("served")

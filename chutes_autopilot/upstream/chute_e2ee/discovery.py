@@ -20,8 +20,17 @@ UNTIL_NEXT_CATALOG = float("inf")
 _MEMORY = 512
 
 ClosedCode = Literal[
-    "discovery_limited", "discovery_failed", "no_instances", "chute_gone", "chute_disabled", "upstream_auth"
+    "discovery_limited",
+    "discovery_failed",
+    "no_instances",
+    "no_verdict",
+    "chute_gone",
+    "chute_disabled",
+    "upstream_auth",
 ]
+SHUT: frozenset[ClosedCode] = frozenset({"chute_gone", "chute_disabled"})
+"""Said of the chute itself: what is left of its nonces is of no use either."""
+
 FetchListing = Callable[[str], Coroutine[Deferred[Any], Any, FetchedAnswer]]
 """Brings the API's answer about a chute, whatever its status; raises FetchError."""
 

@@ -112,7 +112,7 @@ class NoncePool:
         verified = [held for held in self._instances.values() if self._verified(held)]
         live = [held for held in verified if held.nonces]
         if not live:
-            return "no_verdict" if self._instances and not verified else "empty"
+            return self._nothing_of(verified)
         free = [
             held
             for held in live
@@ -136,6 +136,13 @@ class NoncePool:
             self._verified(held) and not self._is_quarantined(held, now) and _live(held, now)
             for held in self._instances.values()
         )
+
+    def shortage(self, now: float) -> Shortage | None:
+        """Why a stream would get no session now; None where it would."""
+        if self.can_take(now):
+            return None
+        verified = [held for held in self._instances.values() if self._verified(held)]
+        return "blocked" if any(_live(held, now) for held in verified) else self._nothing_of(verified)
 
     def holds(self, now: float) -> bool:
         """Whether there are good nonces at all, be it of instances that may not be chosen."""
@@ -186,6 +193,9 @@ class NoncePool:
     def instances(self) -> Iterator[Instance]:
         """The instances known, with or without nonces."""
         return (held.instance for held in self._instances.values())
+
+    def _nothing_of(self, verified: list[_Nonces]) -> Shortage:
+        return "no_verdict" if self._instances and not verified else "empty"
 
     def _verified(self, held: _Nonces) -> bool:
         return self._usable(held.instance.instance_id, held.instance.key_sha256)

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from chutes_autopilot.observe import events
 from chutes_autopilot.policy.failover import Refused
 from chutes_autopilot.upstream.chute_e2ee.budget import DiscoveryBudget
-from chutes_autopilot.upstream.chute_e2ee.discovery import Closed, Discovery
+from chutes_autopilot.upstream.chute_e2ee.discovery import SHUT, Closed, ClosedCode, Discovery
 from chutes_autopilot.upstream.chute_e2ee.pools import OLD_AGE, USED_RECENTLY, Pools, Session, Shortage
 from chutes_autopilot.upstream.chute_e2ee.refusals import refusal
 
@@ -91,14 +91,20 @@ class Sessions:
         :param exclude: ids of instances not wanted.
         :param wait: seconds to wait for a discovery.
         """
+        shut = self._shut(chute_id)
+        if shut is not None:
+            refused(self._refusal(shut))
+            return _nothing
         taken = self._pools.of(chute_id).take(self._monotonic(), stream=stream, exclude=exclude)
         if isinstance(taken, Session):
             self._refresh_where_due(chute_id)
             got(taken)
             return _nothing
+        if taken == "no_verdict":
+            self._refresh_where_due(chute_id)
         hopeless = self._hopeless(chute_id, taken, wait)
         if hopeless is not None:
-            refused(hopeless)
+            refused(self._refusal(hopeless))
             return _nothing
         waiter = _Waiter(stream, exclude, self._clock.seconds() + wait, got, refused)
         waiter.late = self._clock.callLater(wait, self._too_late, chute_id, waiter)
@@ -115,7 +121,19 @@ class Sessions:
     def available(self, chute_id: str) -> bool:
         """Whether a request would get a session without waiting."""
         pool = self._pools.find(chute_id)
-        return pool is not None and pool.can_take(self._monotonic())
+        return pool is not None and pool.can_take(self._monotonic()) and self._shut(chute_id) is None
+
+    def obstacle(self, chute_id: str, wait: float) -> ClosedCode | None:
+        """Why `acquire` would refuse at once and another chute should be asked; None where it may give a session.
+
+        :param wait: seconds a request would wait for a discovery.
+        """
+        pool, why = self._pools.find(chute_id), self._shut(chute_id)
+        if why is None:
+            shortage = "empty" if pool is None else pool.shortage(self._monotonic())
+            why = None if shortage is None else self._hopeless(chute_id, shortage, wait)
+        # a key that is refused is refused for all chutes: the client is to be told
+        return None if why is None or why.code == "upstream_auth" else why.code
 
     def prefetch(self, chute_id: str) -> bool:
         """Fill the chute's pool, should the budget allow it soon, unless it has something; False where it cannot be.
@@ -149,19 +167,24 @@ class Sessions:
             for waiter in waiters:
                 self._refuse(waiter, self._no_session("discovery_failed"))
 
-    def _hopeless(self, chute_id: str, shortage: Shortage, wait: float) -> Refused | None:
+    def _shut(self, chute_id: str) -> Closed | None:
+        """Why the chute takes no requests whatever nonces there are, None where it does."""
+        closed = self._discovery.closed(chute_id)
+        return closed if closed is not None and closed.code in SHUT else None
+
+    def _hopeless(self, chute_id: str, shortage: Shortage, wait: float) -> Closed | None:
         """Why waiting would not help, None where it may."""
+        moment = self._monotonic()
         if shortage == "no_verdict":
-            self._refresh_where_due(chute_id)
-            return refusal("no_verdict", retry=True, reason="no_verdict", retry_after=REPEAT_AFTER)
+            return Closed("no_verdict", moment + REPEAT_AFTER)
         closed = self._discovery.closed(chute_id)
         if closed is not None:
-            return self._refusal(closed)
-        if shortage == "blocked" and self._monotonic() - self._pools.of(chute_id).filled_at < REPEAT_AFTER:
-            return self._no_session("no_instances", REPEAT_AFTER)
+            return closed
+        if shortage == "blocked" and moment - self._pools.of(chute_id).filled_at < REPEAT_AFTER:
+            return Closed("no_instances", moment + REPEAT_AFTER)
         now = self._clock.seconds()
         if self._retired or (chute_id not in self._running and self._budget.next_at(now) > now + wait):
-            return self._no_session("discovery_limited")
+            return Closed("discovery_limited", moment)
         return None
 
     def _want(self, chute_id: str) -> None:
@@ -229,7 +252,7 @@ class Sessions:
             elif taken == "empty" and served:
                 left.append(waiter)
             elif taken == "no_verdict":
-                self._refuse(waiter, refusal("no_verdict", retry=True, reason="no_verdict", retry_after=REPEAT_AFTER))
+                self._refuse(waiter, self._refusal(Closed("no_verdict", self._monotonic() + REPEAT_AFTER)))
             else:
                 self._refuse(waiter, self._no_session("no_instances", REPEAT_AFTER))
         self._wait_on(chute_id, left)
@@ -272,7 +295,10 @@ class Sessions:
     def _refusal(self, closed: Closed) -> Refused:
         if closed.code == "upstream_auth":
             return refusal("auth", retry=False, reason=closed.code)
-        return self._no_session(closed.code, closed.until - self._monotonic())
+        left = closed.until - self._monotonic()
+        if closed.code == "no_verdict":
+            return refusal("no_verdict", retry=True, reason=closed.code, retry_after=left)
+        return self._no_session(closed.code, left)
 
     def _no_session(self, code: str, retry_after: float = 0.0) -> Refused:
         now = self._clock.seconds()

@@ -141,6 +141,14 @@ class ChuteTransport:
         found = self._served(model)
         return found is not None and self._link.sessions.available(found[1])
 
+    def obstacle(self, model: str) -> str | None:
+        """Why a request for the model would be refused at once, one of chute_errors.CODES; None where it may be sent.
+
+        A refusal of the operator's key is none: it is not the model's.
+        """
+        found = self._served(model)
+        return "chute_gone" if found is None else self._link.sessions.obstacle(found[1], self.terms.discovery_wait)
+
     def instances(self) -> Iterator[tuple[str, Instance]]:
         """Every instance known now, with the chute it was listed for: what there is to attest."""
         for chute_id, pool in self._link.pools.items():

@@ -135,6 +135,8 @@ def _verdict(candidate: CandidateView, why: Reasons) -> str:
             return f"no {candidate.reason}"
         case "unwanted":
             return f"not {candidate.reason}"
+        case "closed":
+            return "cannot be asked"
     return "candidate" if why.spread else "spare"
 
 
