@@ -131,12 +131,14 @@ class ChatRelay:
         downstream: IDownstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
         open_upstream: OpenUpstream | None = None,
+        read: ChatBody | None = None,
     ) -> Exchange | RecalledExchange:
         """The exchange of one request, not yet started. Raises ApiError where it asks for what cannot be tried.
 
         :param ended: called once, when the request is over and counted: with the error of our own to answer with,
             or None when the answer was relayed, cut or abandoned.
         :param open_upstream: makes this request's attempts, where they are not the usual ones.
+        :param read: the call's body, where it has been read already.
         """
         record, rules = self._begin(call.request_id, len(call.body)), self.rules
         if open_upstream is None:
@@ -144,7 +146,7 @@ class ChatRelay:
         try:
             if self.metrics.active > rules.max_inflight:
                 raise _overloaded()
-            body = read_chat_body(call.body)
+            body = read_chat_body(call.body) if read is None else read
             record.stream = body.stream
             explained = Explained(record, None, rules.profile)
             exchange = self._routed(call, body, explained, downstream, open_upstream, ended)

@@ -16,6 +16,7 @@ from chutes_autopilot.relay.chat import ChatRelay
 from chutes_autopilot.relay.exchange import Exchange, OpenUpstream
 from chutes_autopilot.relay.recall import RecalledExchange
 from chutes_autopilot.upstream.chat import UpstreamRequest
+from chutes_autopilot.wire.body import ChatBody
 
 _TRACE_LINES = re.compile(rb"^(?:traceparent|tracestate):.*\r\n", re.IGNORECASE | re.MULTILINE)
 
@@ -50,12 +51,13 @@ class TracedRelay(ChatRelay):
         downstream: IDownstream,
         ended: Callable[[RequestRecord, ApiError | None], None],
         open_upstream: OpenUpstream | None = None,
+        read: ChatBody | None = None,
     ) -> Exchange | RecalledExchange:
         endpoint, client, now = self.endpoint, call.client, self.clock.seconds()
         trace = self.begin_trace(endpoint.path.decode(), endpoint.name, now, client.traceparent, client.tracestate)
         self._opening = trace
         try:
-            exchange = ChatRelay.open(self, call, downstream, ended, open_upstream)
+            exchange = ChatRelay.open(self, call, downstream, ended, open_upstream, read)
         finally:
             self._opening = None
         make, tell = exchange.open_upstream, open_upstream is None

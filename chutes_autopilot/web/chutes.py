@@ -31,10 +31,11 @@ from chutes_autopilot.web.chat import client_of
 from chutes_autopilot.web.downstream import RequestDownstream
 from chutes_autopilot.web.kept_answers import AskedFor
 from chutes_autopilot.web.site import GatewayRequest
+from chutes_autopilot.wire.body import ChatBody, read_chat_body
 from chutes_autopilot.wire.headers import header_lines
 
 BYTES_AT_ONCE = 65536
-"""Larger requests are read in a thread: a hostile megabyte takes some 50 ms."""
+"""Larger requests are read and opened in a thread: a hostile megabyte takes some 100 ms."""
 
 FIELDS_AT_ONCE = 8
 """More fields than these are opened in a thread: an ECDSA one takes about half a millisecond."""
@@ -50,6 +51,19 @@ class AnswerKept(Protocol):
     """Told of each complete 200, so that it can be signed for when somebody asks."""
 
     def __call__(self, asked: AskedFor, model: str, answer: AnswerFilter, record: RequestRecord) -> None: ...
+
+
+@attrs.frozen(repr=False)
+class OpenedRequest:
+    """An encrypted request in clear.
+
+    :param model: as sent.
+    :param read: the body as routing sees it, where it was large; None: it is still to be read.
+    """
+
+    model: str
+    body: bytes
+    read: ChatBody | None
 
 
 @attrs.define(eq=False)
@@ -80,18 +94,20 @@ class Encryption:
             return None  # before the keys are asked for: plain requests need none
         return read_e2ee_headers(values, self.keys(), self.policy, self.unix_time())
 
-    async def open(self, body: bytes, exchange: SealedExchange) -> tuple[SealedRequest, bytes]:
-        """The request and its body in clear; its nonce is claimed by then."""
-        policy = self.policy
-        preparing = partial(prepare_request, body, exchange, policy, self.unix_time(), not_before=self.not_before)
-        sealed = preparing() if len(body) <= BYTES_AT_ONCE else await self.in_thread(preparing)
-        sealed.first()
+    async def open(self, body: bytes, exchange: SealedExchange) -> OpenedRequest:
+        """The request in clear; its nonce is claimed by then."""
+        policy, large = self.policy, len(body) > BYTES_AT_ONCE
+        begin = partial(_begun, body, exchange, policy, self.unix_time(), self.not_before)
+        sealed = await self.in_thread(begin) if large else begin()
         if exchange.nonce is not None and exchange.timestamp is not None:
             name = claim_name(exchange.server_key.public, exchange.nonce)
             await self.claims.claim(name, claim_expiry(exchange.timestamp, policy.window, policy.skew))
-        if sealed.fields > FIELDS_AT_ONCE:
-            return sealed, await self.in_thread(sealed.rest)
-        return sealed, sealed.rest()
+        try:
+            finish = partial(_finished, sealed, large)
+            return await self.in_thread(finish) if large or sealed.fields > FIELDS_AT_ONCE else finish()
+        except ApiError as error:
+            _ask_for_a_new_nonce(error, exchange)
+            raise
 
     def answer(self, observer: IAttemptObserver, exchange: SealedExchange, model: str) -> SealedAnswer:
         """Seals one attempt's answer."""
@@ -148,9 +164,7 @@ class ChutesRoute:
             self.relay.check_room()  # before keys and nonces are at work for nothing
             _check_coding(request)
             exchange = self.encryption.read(request)
-            sealed, clear = None, body
-            if exchange is not None:
-                sealed, clear = await self.encryption.open(body, exchange)
+            opened = None if exchange is None else await self.encryption.open(body, exchange)
         except ApiError as error:
             self.relay.refused(request.request_id, len(body), error)
             raise
@@ -162,21 +176,32 @@ class ChutesRoute:
             b"POST",
             b"/v1/chat/completions",
             self.upstream_fields,
-            clear,
+            body if opened is None else opened.body,
             request.request_id,
             client_of(request),
             continuable=exchange is None,
         )
-        sealed_model = None if sealed is None else sealed.model
-        del body, clear, sealed  # the call alone holds the body, which is dropped before the answer ends
+        sealed_model, read = (None, []) if opened is None else (opened.model, [opened.read])
+        del body, opened  # call and exchange alone hold the body, which is dropped before the answer ends
         try:
-            await self._relay(request, asked, sealed_model, call)
+            await self._relay(request, asked, sealed_model, call, read)
         except ApiError as error:
-            if exchange is not None and exchange.nonce is not None and _NEW_NONCE not in error.message:
-                error.message += f" To try again, {_NEW_NONCE}."  # the claim is never given back
+            if exchange is not None:
+                _ask_for_a_new_nonce(error, exchange)
             raise
 
-    async def _relay(self, request: GatewayRequest, asked: AskedFor, sealed_model: str | None, call: ChatCall) -> None:
+    async def _relay(
+        self,
+        request: GatewayRequest,
+        asked: AskedFor,
+        sealed_model: str | None,
+        call: ChatCall,
+        read: list[ChatBody | None],
+    ) -> None:
+        """Relay the call.
+
+        :param read: its body, where it was read; taken out, for this waits until all is answered.
+        """
         exchange = asked.exchange
         answers: list[AnswerFilter] = []
 
@@ -200,7 +225,7 @@ class ChutesRoute:
                     self.kept(asked, opened.model, answers[-1], record)
                 done.callback(None)
 
-        opened = self.relay.open(call, RequestDownstream(request), ended, open_upstream)
+        opened = self.relay.open(call, RequestDownstream(request), ended, open_upstream, read.pop() if read else None)
         done: Deferred[Any] = Deferred(lambda _: opened.client_gone())
         opened.start()
         await done
@@ -210,6 +235,26 @@ class ChutesRoute:
         if self.trust_request_hash and _SHA256.fullmatch(said):
             return said.decode()
         return hashlib.sha256(body).hexdigest()
+
+
+def _begun(
+    body: bytes, exchange: SealedExchange, policy: E2EEPolicy, now: float, not_before: int | None
+) -> SealedRequest:
+    """What must have been done before a nonce is claimed."""
+    sealed = prepare_request(body, exchange, policy, now, not_before=not_before)
+    sealed.first()
+    return sealed
+
+
+def _finished(sealed: SealedRequest, large: bool) -> OpenedRequest:
+    clear = sealed.rest()
+    return OpenedRequest(sealed.model, clear, read_chat_body(clear) if large else None)
+
+
+def _ask_for_a_new_nonce(error: ApiError, exchange: SealedExchange) -> None:
+    """Say what to do about an error that came after the claim, which is never given back."""
+    if exchange.nonce is not None and _NEW_NONCE not in error.message:
+        error.message += f" To try again, {_NEW_NONCE}."
 
 
 def upstream_fields(api_key: bytes, user_agent: bytes) -> bytes:
