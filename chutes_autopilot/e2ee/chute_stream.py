@@ -26,6 +26,11 @@ from chutes_autopilot.wire.event_stream import EventParser, EventTooLarge
 DONE = b"[DONE]"
 _MAX_CHOICES = 128
 
+SLICE_BYTES = 65536
+EVENT_COST = 128
+"""How much is opened in one go: events of so many bytes, each counted as so much larger than it is. One record may hold
+tens of thousands, which take the better part of a second."""
+
 
 class _Outer(msgspec.Struct):
     e2e_init: str | msgspec.UnsetType = msgspec.UNSET
@@ -65,6 +70,7 @@ class ChuteStreamOpener:
         self._max_records = max_records
         self._nonces: set[bytes] = set()
         self._chunks = _Chunks(wishes)
+        self._slices: Iterator[bytes] | None = None
         self.done = False
         """Whether the stream came to its authenticated end; everything after it is ignored."""
 
@@ -76,49 +82,80 @@ class ChuteStreamOpener:
         """Whether a record was opened, so that the instance itself was heard."""
         return bool(self._nonces)
 
+    @property
+    def more(self) -> bool:
+        """Whether there is more of what was fed last: it is to be taken before anything else is fed."""
+        return self._slices is not None
+
     def feed(self, data: bytes) -> bytes:
-        """The clear events that ``data`` completes, each as ``data: ...`` and a blank line.
+        """The clear events that ``data`` completes, each as ``data: ...`` and a blank line; the first of very many.
 
         Raises ChuteProtocolError; the clear events before the fault are on it.
         """
-        return b"" if self.done else self._opened(_events(self._outer, data))
+        return b"" if self.done else self._begin_slices(_events(self._outer, data))
 
     def end(self) -> bytes:
         """The body ended cleanly: the clear events that this completes. Raises ChuteProtocolError.
 
         What a cut left of an event is ``truncated`` too; only ``[DONE]`` needs no blank line behind it.
         """
-        return b"" if self.done else self._opened(iter(self._outer.end()), last=True)
+        return b"" if self.done else self._begin_slices(iter(self._outer.end()), last=True)
 
-    def _opened(self, outer: Iterator[bytes], *, last: bool = False) -> bytes:
-        opened: list[bytes] = []
+    def take(self) -> bytes:
+        """The next events of what was fed, while there are `more`. Raises ChuteProtocolError as `feed`."""
+        assert self._slices is not None  # noqa: S101 - the caller looks
         try:
-            for event in outer:
-                clear = self._record(event)
-                if clear:
-                    self._relay(opened, _events(self._inner, clear))
-                if self.done:
-                    break
-            if last and not self.done:
-                self._relay(opened, (data for data in self._inner.end() if data.strip() == DONE))
-            if last and not self.done:
-                raise ChuteProtocolError("truncated" if self._cipher else "no_init")
+            return next(self._slices)
+        except ChuteProtocolError:
+            self._slices = None
+            raise
+
+    def _begin_slices(self, outer: Iterator[bytes], *, last: bool = False) -> bytes:
+        self._slices = self._opened(outer, last=last)
+        return self.take()
+
+    def _opened(self, outer: Iterator[bytes], *, last: bool = False) -> Iterator[bytes]:
+        """What is opened, in slices that cost a few milliseconds each; the last one may be empty."""
+        opened: list[bytes] = []
+        cost = 0
+        try:
+            for kept, size in self._inner_events(outer, last=last):
+                opened.append(kept)
+                cost += size + EVENT_COST
+                if cost >= SLICE_BYTES:
+                    yield b"".join(opened)
+                    opened.clear()
+                    cost = 0
         except ChuteProtocolError as fault:
             cut = last and fault.code in ("garbage", "bad_blob")
             raise ChuteProtocolError("truncated" if cut else fault.code, b"".join(opened)) from None
-        return b"".join(opened)
+        self._slices = None
+        yield b"".join(opened)
 
-    def _relay(self, opened: list[bytes], inner: Iterator[bytes]) -> None:
+    def _inner_events(self, outer: Iterator[bytes], *, last: bool) -> Iterator[tuple[bytes, int]]:
+        """Each inner event as it is relayed, none of it where it is not, and its size."""
+        for event in outer:
+            clear = self._record(event)
+            for start in range(0, len(clear), SLICE_BYTES):
+                yield from self._relay(_events(self._inner, clear[start : start + SLICE_BYTES]))
+                if self.done:
+                    return
+        if last:
+            yield from self._relay(data for data in self._inner.end() if data.strip() == DONE)
+            if not self.done:
+                raise ChuteProtocolError("truncated" if self._cipher else "no_init")
+
+    def _relay(self, inner: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
         for data in inner:
             if data.strip() == DONE:
                 if not self._chunks.seen:
                     raise ChuteProtocolError("truncated")
                 self.done = True
                 self._nonces = {next(iter(self._nonces))}  # a million of them are 100 MB
-                opened.append(b"data: [DONE]\n\n")
-                break
-            if kept := self._chunks.take(data):
-                opened.append(b"data: %b\n\n" % kept.replace(b"\n", b"\ndata: "))
+                yield b"data: [DONE]\n\n", len(data)
+                return
+            kept = self._chunks.take(data)
+            yield b"data: %b\n\n" % kept.replace(b"\n", b"\ndata: ") if kept else b"", len(data)
 
     def _record(self, data: bytes) -> bytes:
         """The clear bytes of one outer event; none for those that have none."""

@@ -31,6 +31,9 @@ from chutes_autopilot.wire.sse import is_plain_event_stream
 THREAD_BYTES = 256 * 1024
 """Larger answers are sealed in a thread."""
 
+GATHERED_BYTES = 64 * 1024
+"""No more of a stream is gathered before it is sealed: the events of a MiB take a quarter of a second."""
+
 MAX_ERROR_BYTES = 64 * 1024
 ERROR_SECONDS = 5.0
 """How much of an upstream's error is read for its code, and how long that may take."""
@@ -129,7 +132,7 @@ class SealedAnswer(AnswerFilter):
     def body(self, data: bytes, framed: bytes = b"") -> None:
         match self._state:
             case "stream" if self._terms.coalesce > 0:
-                if not self._keep(data, self._terms.max_event_bytes):
+                if not self._keep(data, min(GATHERED_BYTES, self._terms.max_event_bytes)):
                     self._gathered()
                 elif self._gathering is None:
                     self._gathering = self._deadlines.start(self._terms.coalesce, self._gathered)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from chutes_autopilot.demo.chute_sealing import StreamSealing, clear_event, outer_event
 from chutes_autopilot.e2ee.chute import ChuteProtocolError, ResponseSecret, Wishes
-from chutes_autopilot.e2ee.chute_stream import ChuteStreamOpener
+from chutes_autopilot.e2ee.chute_stream import EVENT_COST, SLICE_BYTES, ChuteStreamOpener
 
 SECRET = ResponseSecret()
 SEALING = StreamSealing(MLKEM768PublicKey.from_public_bytes(b64decode(SECRET.public_base64)))
 INIT = outer_event("e2e_init", SEALING.ciphertext)
 ALL = Wishes(stream=True, usage=True, continuous_usage=True)
 FEW = Wishes(stream=True, usage=False, continuous_usage=False)
-MAX_EVENT = 4096
+MAX_EVENT, MAX_MANY = 4096, 4 * 1024 * 1024
 A = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 B = b'data: {"choices":[{"delta":{"content":"b"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
@@ -49,6 +49,8 @@ def opened(pieces: Iterable[bytes], wishes: Wishes = ALL, *, max_records: int = 
     try:
         for piece in pieces:
             clear += opener.feed(piece)
+            while opener.more:
+                clear += opener.take()
         clear += opener.end()
     except ChuteProtocolError as fault:
         return Outcome(clear + fault.opened, fault.code)
@@ -213,3 +215,26 @@ def test_only_a_record_is_authentic() -> None:
     opener.feed(sealed(b"da"))
     assert opener.authenticated
     assert repr(opener) == "ChuteStreamOpener(done=False)"
+
+
+def test_a_record_of_very_many_events_is_opened_in_slices() -> None:
+    """However little of each is relayed; what a fault comes after is not lost."""
+    many = chunk("x") * 20_000
+    opener = ChuteStreamOpener(SECRET, ALL, max_event_bytes=MAX_MANY, max_records=10)
+    slices = [opener.feed(INIT + sealed(many + b"data: no JSON\n\n"))]
+    with pytest.raises(ChuteProtocolError) as fault:
+        slices.extend(iter(opener.take, None))
+    assert (fault.value.code, opener.more) == ("garbage", False)
+    assert b"".join([*slices, fault.value.opened]) == many
+    assert max(map(len, slices)) <= SLICE_BYTES
+    assert max(each.count(b"data:") for each in slices) <= SLICE_BYTES / EVENT_COST
+
+
+def test_what_is_not_relayed_takes_its_time_too() -> None:
+    """Counters that nobody asked for come out as slices of nothing."""
+    counters = b'data: {"choices":[],"usage":{}}\n\n' * 5000
+    opener = ChuteStreamOpener(SECRET, FEW, max_event_bytes=MAX_MANY, max_records=10)
+    slices = [opener.feed(INIT + sealed(counters))]
+    while opener.more:
+        slices.append(opener.take())
+    assert (len(slices) > 5, set(slices)) == (True, {b""})

@@ -211,6 +211,15 @@ def test_no_more_is_gathered_than_one_event_may_have() -> None:
     assert case.heard.events == ["head", "body"]
 
 
+def test_no_more_is_gathered_than_can_be_sealed_in_one_go() -> None:
+    """However large a single event may be: very many small ones would hold the reactor."""
+    case = Case(coalesce=10, max_event_bytes=1024 * 1024)
+    begin(case.answer, HEAD, *[chunk_event("x" * 900)] * 60)
+    assert case.heard.events == ["head"]
+    case.answer.body(chunk_event("x" * 900) * 15)
+    assert case.heard.events == ["head", "body"]
+
+
 @pytest.mark.parametrize("coalesce", [0, 0.05])
 @pytest.mark.parametrize("pieces", [[], [b": comment\n\n"], [chunk_event("x")], [chunk_event("x") + DONE]])
 def test_an_abort_leaves_nothing_behind(pieces: list[bytes], coalesce: float) -> None:

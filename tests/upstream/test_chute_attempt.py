@@ -31,6 +31,7 @@ from chutes_autopilot.demo.chute_sealing import (
     seal_packed,
 )
 from chutes_autopilot.e2ee.receipt import Attested
+from chutes_autopilot.e2ee.chute_stream import SLICE_BYTES
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.attempt import THREAD_BYTES, ChuteAttempt
@@ -301,6 +302,11 @@ class Bench:
         await observer.over
         return observer
 
+    async def turn(self) -> None:
+        from twisted.internet import reactor
+
+        await deferLater(reactor, 0.001)
+
     async def until(self, condition: Callable[[], bool]) -> None:
         from twisted.internet import reactor
 
@@ -382,6 +388,53 @@ async def test_a_stream_is_opened_as_it_comes(bench: Bench) -> None:
         await bench.until(lambda: bench.connections.idle_count == 1)
     assert [call.headers["x-e2e-stream"] for call in bench.api.invoked] == ["true", "true"]
     assert bench.api.invoked[0].side is bench.api.invoked[1].side
+
+
+async def test_a_record_of_very_many_events_leaves_the_reactor_its_turns(bench: Bench) -> None:
+    """It is opened in slices, and in none while the client takes no more; its end comes last."""
+    many = A * 3000
+    bench.api.scripts = [stream(many, DONE)]
+    attempt, observer = bench.open(stream=True)
+    await observer.first
+    first = observer.body_bytes
+    for _ in range(5):
+        await bench.turn()
+    assert observer.body_bytes == first
+    assert len(first) <= SLICE_BYTES
+    attempt.pause()
+    bench.clock.advance(0)
+    assert observer.body_bytes == first
+    attempt.resume()
+    while not observer.over.called:
+        bench.clock.advance(0)
+        await bench.turn()
+    assert (observer.body_bytes, observer.told) == (many + DONE, "end")
+    assert max(len(event) for event in observer.events if isinstance(event, bytes)) <= SLICE_BYTES
+
+
+async def test_what_comes_behind_a_long_record_waits_for_it(bench: Bench) -> None:
+    """The loss of the connection too, which is told when all is opened; an aborted attempt opens no more."""
+    many = A * 3000
+
+    def lost_behind(call: Invoked) -> None:
+        stream(many, end=False)(call)
+        call.side.transport.loseConnection()
+
+    bench.api.scripts = [lost_behind, lost_behind]
+    attempt, observer = bench.open(stream=True)
+    await observer.first
+    side = bench.api.invoked[0].side
+    await side.lost
+    while not observer.over.called:
+        await bench.turn()
+        bench.clock.advance(0)
+    assert (observer.body_bytes, observer.told) == (many, Lost())
+    attempt, observer = bench.open(stream=True)
+    await observer.first
+    attempt.abort()
+    told = len(observer.events)
+    bench.clock.advance(0)
+    assert len(observer.events) == told
 
 
 async def test_bodies_that_take_long_go_through_a_thread(bench: Bench) -> None:

@@ -1,10 +1,12 @@
 """One attempt over the sealed transport: to one chute, at few of its instances, until its answer ends or breaks."""
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -76,6 +78,9 @@ class ChuteAttempt:
         self._pieces: list[bytes] = []
         self._room = 0
         self._opener: ChuteStreamOpener | None = None
+        self._unopened: deque[bytes | Lost | DeadlinePassed | None] = deque()
+        self._turn: IDelayedCall | None = None
+        self._paused = False
         self._committed = False
         self.attested: Attested | None = None
         """What held of the instance's key when the request was sealed to it, which it may do no more at the end."""
@@ -109,13 +114,17 @@ class ChuteAttempt:
             self._invocation.expect(timeout)
 
     def pause(self) -> None:
-        """Back-pressure: read no more from the upstream until `resume`."""
+        """Back-pressure: read no more from the upstream until `resume`, and open no more of what was read."""
+        self._paused = True
         if self._invocation is not None:
             self._invocation.pause()
 
     def resume(self) -> None:
-        """Go on reading from the upstream."""
-        if self._invocation is not None:
+        """Go on reading from the upstream, once all is opened that was read."""
+        self._paused = False
+        if self._opens_more:
+            self._take_turns()
+        elif self._invocation is not None:
             self._invocation.resume()
 
     def abort(self) -> None:
@@ -124,6 +133,10 @@ class ChuteAttempt:
         self._release()
         self._secret = self._opener = self._said = None
         self._pieces.clear()
+        self._unopened.clear()
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.cancel()
         cancel_waiting, self._cancel_waiting = self._cancel_waiting, None
         if cancel_waiting is not None:
             cancel_waiting()
@@ -215,7 +228,9 @@ class ChuteAttempt:
 
     def failed(self, failure: ConnectFailed | Stale | DeadlinePassed | Lost) -> None:
         self._invocation = None
-        if isinstance(failure, Stale):
+        if self._opens_more and isinstance(failure, Lost | DeadlinePassed):
+            self._unopened.append(failure)
+        elif isinstance(failure, Stale):
             self._stale = True
             self._release()
             self._retries.asked.discard(self.instance_id or "")
@@ -244,16 +259,58 @@ class ChuteAttempt:
         self._invocation.in_time()
         self.observer.head(answer_head(b"text/event-stream"))
 
+    # One read may bring a record with tens of thousands of events. They are opened in slices, with a turn of the
+    # reactor between two of them. Meanwhile the upstream is paused; what it still brings, its end included, waits in
+    # _unopened, and so does all of it while the client takes no more.
+
+    @property
+    def _opens_more(self) -> bool:
+        """Whether something was read that is not yet opened."""
+        return bool(self._unopened) or (self._opener is not None and self._opener.more)
+
     def _read_stream(self, data: bytes | None) -> None:
         """Open the next piece, or, with None, what the body's end completes."""
-        opener, invocation, fault = self._opener, self._invocation, None
-        assert opener is not None and invocation is not None  # noqa: S101, PT018 - made before the state
+        if self._opens_more:
+            self._unopened.append(data)
+            return
+        assert self._opener is not None  # noqa: S101 - made before the state
+        opener = self._opener
+        self._open_slice(opener, opener.end if data is None else partial(opener.feed, data))
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Open what is left, should there be anything, in later turns of the reactor."""
+        if self._opens_more and self._turn is None:
+            if self._invocation is not None:
+                self._invocation.pause()
+            self._turn = self._link.clock.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn, opener = None, self._opener
+        if self._paused or opener is None:
+            return
+        if opener.more:
+            self._open_slice(opener, opener.take)
+        else:
+            match self._unopened.popleft():
+                case bytes(data):
+                    self._open_slice(opener, partial(opener.feed, data))
+                case None:
+                    self._open_slice(opener, opener.end)
+                case failure:
+                    self.failed(failure)
+        self._take_turns()
+        if not (self._opens_more or self._paused) and self._invocation is not None:
+            self._invocation.resume()
+
+    def _open_slice(self, opener: ChuteStreamOpener, work: Callable[[], bytes]) -> None:
+        fault = None
         try:
-            clear = opener.end() if data is None else opener.feed(data)
+            clear = work()
         except ChuteProtocolError as error:
             clear, fault = error.opened, error.code
-        if opener.authenticated and not self._committed:
-            invocation.in_time()
+        if opener.authenticated and not self._committed and self._invocation is not None:
+            self._invocation.in_time()
         if clear and (self._committed or fault is None):
             self._committed = True
             self.observer.body(clear)
@@ -262,9 +319,12 @@ class ChuteAttempt:
         if fault is not None:
             self._tampered(fault)
         elif opener.done:
+            invocation = self._invocation
             self._state, self._opener, self._invocation = "over", None, None
+            self._unopened.clear()
             self._release()
-            invocation.leave(DRAIN_SECONDS)
+            if invocation is not None:
+                invocation.leave(DRAIN_SECONDS)
             self.observer.end()
 
     def _open_blob(self) -> None:

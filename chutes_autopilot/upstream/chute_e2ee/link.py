@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
 from chutes_autopilot.e2ee.chute import Wishes
 from chutes_autopilot.e2ee.receipt import Attested
@@ -54,6 +55,7 @@ class ChuteLink:
     :param counted: told the code of everything that was refused, also where another try follows.
     :param refresh_catalog: called when the API does not know a chute any more.
     :param attested: what is known of an instance's key right now, by the instance's id and the key's hash.
+    :param clock: gives the reactor its turns.
     """
 
     connections: ConnectionPool
@@ -67,6 +69,7 @@ class ChuteLink:
     counted: Callable[[str], None]
     refresh_catalog: Callable[[], None]
     attested: AttestedOf
+    clock: IReactorTime
 
 
 @frozen

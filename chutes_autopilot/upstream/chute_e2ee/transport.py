@@ -103,6 +103,7 @@ class ChuteTransport:
             counted=counted,
             refresh_catalog=refresh_catalog,
             attested=attested,
+            clock=clock,
         )
 
     def open(
