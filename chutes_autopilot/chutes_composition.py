@@ -28,6 +28,7 @@ from chutes_autopilot.relay.exchange import OpenUpstream
 from chutes_autopilot.relay.sealed_answer import SealingTerms
 from chutes_autopilot.sealed_composition import build_sealed_transport
 from chutes_autopilot.settings import Settings
+from chutes_autopilot.settings.chutes import LONGEST_REPLAY_WINDOW
 from chutes_autopilot.storage.claims import MemoryClaims
 from chutes_autopilot.storage.expiring import ExpiringStore
 from chutes_autopilot.upstream.chat import ChatAttempt
@@ -256,11 +257,12 @@ def build_claims(
     from chutes_autopilot.shared_composition import connect
     from chutes_autopilot.storage.redis import RedisClaims
 
+    kept_longer = LONGEST_REPLAY_WINDOW - settings.e2ee_replay_window
     if sharing is not None:
-        return RedisClaims(sharing.redis, time)
+        return RedisClaims(sharing.redis, time, kept_longer)
     connection = connect(settings, reactor, trust_root, metrics, None)
     connection.setServiceParent(service)
-    return RedisClaims(connection, time)
+    return RedisClaims(connection, time, kept_longer)
 
 
 def _tls_transport(settings: Settings, pool: ConnectionPool, deadlines: Deadlines) -> OpenUpstream:

@@ -18,6 +18,9 @@ from chutes_autopilot.settings.values import Setting
 
 MAX_BYTES = 1_073_741_824
 
+LONGEST_REPLAY_WINDOW = 3600
+"""Seconds; the most that E2EE_REPLAY_WINDOW_SECONDS may be."""
+
 CHUTES_SETTINGS: tuple[Setting, ...] = (
     Setting(
         "CHUTES_ENABLED",
@@ -123,7 +126,7 @@ CHUTES_SETTINGS: tuple[Setting, ...] = (
         "s",
         "How far the time of an encrypted request may be from now, to either side.",
         "120",
-        integer("seconds", 3600, lowest=30),
+        integer("seconds", LONGEST_REPLAY_WINDOW, lowest=30),
     ),
     Setting(
         "E2EE_REPLAY_SKEW_SECONDS",

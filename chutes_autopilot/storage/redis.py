@@ -20,16 +20,20 @@ class RedisClaims:
     There is no other store to fall back on: where Redis does not say that a claim is kept, it is refused.
 
     :param now: Unix time, seconds.
+    :param kept_longer: seconds for which claims are kept beyond their expiry. They outlive the service that made them:
+        the next one may believe older requests.
     """
 
     _redis: RedisConnection
     _now: Callable[[], float]
+    _kept_longer: int
 
     def claim(self, name: str, expiry: int) -> Deferred[None]:
         """See IReplayClaims. After a failure Redis may have kept the claim all the same."""
         return Deferred.fromCoroutine(self._claim(name, expiry))
 
     async def _claim(self, name: str, expiry: int) -> None:
+        expiry += self._kept_longer
         try:
             answer = await self._redis.command("SET", f"{CLAIMS}{name}", "1", "NX", "EXAT", expiry)
         except RedisUnavailable:

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,8 +20,11 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from chutes_autopilot.chutes_composition import build_claims
+from chutes_autopilot.e2ee.replay import claim_expiry
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IReplayClaims
+from chutes_autopilot.settings import read_settings
 from chutes_autopilot.settings.redis_url import RedisServer
 from chutes_autopilot.storage.redis import RedisClaims
 from chutes_autopilot.storage.redis_connection import UNFIT, Changed, RedisConnection, Words, redis_endpoint
@@ -31,8 +35,8 @@ Connect = Callable[..., RedisConnection]
 MakeRedis = Callable[..., RedisProcess]
 
 
-def claims_in(connection: RedisConnection) -> RedisClaims:
-    return RedisClaims(connection, time.time)
+def claims_in(connection: RedisConnection, kept_longer: int = 0) -> RedisClaims:
+    return RedisClaims(connection, time.time, kept_longer)
 
 
 def soon() -> int:
@@ -61,6 +65,16 @@ async def test_a_nonce_is_claimed_once_among_all(redis: RedisProcess, connect: C
     assert await code(claims_in(mine).claim("nonce", expiry)) == "e2ee_replay_detected"
     assert await code(claims_in(other).claim("another", expiry)) is None
     assert 90_000 < await mine.command("PTTL", "e2ee:claim:nonce") <= 100_000
+
+
+async def test_claims_of_an_earlier_start_are_heeded_however_the_window_grew(
+    redis: RedisProcess, connect: Connect, redis_log: RedisLog
+) -> None:
+    """They are kept for so long that no window which may be set makes their requests pass again."""
+    connection = connect(redis)
+    await redis_log.said(CONNECTED)
+    assert await code(claims_in(connection, 3300).claim("nonce", soon())) is None
+    assert 3_390_000 < await connection.command("PTTL", "e2ee:claim:nonce") <= 3_400_000
 
 
 async def test_one_of_many_at_the_same_time_wins(redis: RedisProcess, connect: Connect, redis_log: RedisLog) -> None:
@@ -402,3 +416,21 @@ def test_a_connection_that_something_has_dropped_silently_is_noticed(
     assert played.connection.tracking == (len(first) == 2)
     assert played.errors == {"timeout": 1}
     assert redis_log.lines == [CONNECTED, "Redis cannot be used: timeout", CONNECTED]
+
+
+@pytest.mark.parametrize("window", [30, 300, 3600])
+async def test_every_claim_is_kept_for_the_longest_window_there_may_be(window: int) -> None:
+    """Whatever this service believes: an hour and the skew from the request's time."""
+    commands: list[tuple[object, ...]] = []
+
+    async def command(*words: object) -> str:
+        commands.append(words)
+        return "OK"
+
+    sharing: Any = SimpleNamespace(redis=SimpleNamespace(command=command))
+    environ = {"REDIS_URL": "redis://redis.example", "E2EE_REPLAY_WINDOW_SECONDS": str(window)}
+    none: Any = None
+    claims = build_claims(read_settings(environ, str), none, none, none, none, sharing)
+    ts = int(time.time())
+    assert await code(claims.claim("nonce", claim_expiry(ts, window, 30))) is None
+    assert commands == [("SET", "e2ee:claim:nonce", "1", "NX", "EXAT", ts + 3600 + 30)]

@@ -210,7 +210,7 @@ async def test_stickiness_needs_to_hear_of_changes(
     await redis_log.said(CONNECTED)
     one.store.put(ALICE, A)
     assert one.store.recall(BOB, False) is None
-    assert await RedisClaims(one.redis, lambda: NOW).claim("nonce", int(NOW) + 100_000_000) is None  # type: ignore[arg-type]
+    assert await RedisClaims(one.redis, lambda: NOW, 0).claim("nonce", int(NOW) + 100_000_000) is None  # type: ignore[arg-type]
     for _ in range(2):
         with pytest.raises(Exception, match="NOPERM to GET"):
             await one.redis.pipeline(("GET", "x"))
@@ -350,7 +350,7 @@ async def test_the_rights_of_the_documents_are_enough(
     changes = SharedChanges(pool, NAMING, "fleet", lambda: at_once(None))
     change = Change("model.added", NOW, "v1:m", None, "m")
     assert [len(await changes.claim([change])) for _ in range(2)] == [1, 0]
-    await RedisClaims(pool, lambda: NOW).claim("nonce", int(NOW) + 100_000_000)
+    await RedisClaims(pool, lambda: NOW, 0).claim("nonce", int(NOW) + 100_000_000)
     assert pool.refusal is None
     assert [line for line in redis_log.lines if line.startswith("Redis refuses")] == []
 
