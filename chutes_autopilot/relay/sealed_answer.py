@@ -36,7 +36,9 @@ GATHERED_BYTES = 64 * 1024
 
 MAX_ERROR_BYTES = 64 * 1024
 ERROR_SECONDS = 5.0
-"""How much of an upstream's error is read for its code, and how long that may take."""
+RETRIED_SECONDS = 1.0
+"""How much of an upstream's error is read for its code, and how long that may take; less where another candidate may be
+waiting to be tried."""
 
 DRAIN_SECONDS = 2.0
 """How long the upstream's connection may take to end a stream whose [DONE] has come."""
@@ -122,12 +124,10 @@ class SealedAnswer(AnswerFilter):
             self.observer.head(self._sealed_head(stream=True))
         elif 200 <= head.status < 300:
             self._state = "whole"
-        elif head.status in FAILOVER_STATUSES:
-            self.inside.abort()
-            self._pass_error_on()
         else:
             self._state = "error"
-            self._deadline = self._deadlines.start(ERROR_SECONDS, self._error_late)
+            seconds = RETRIED_SECONDS if head.status in FAILOVER_STATUSES else ERROR_SECONDS
+            self._deadline = self._deadlines.start(seconds, self._error_late)
 
     def body(self, data: bytes, framed: bytes = b"") -> None:
         match self._state:

@@ -7,7 +7,7 @@ import pytest
 from answer_case import JSON, STREAM, Case, begin, completion, response
 
 from chutes_autopilot.policy.failover import DeadlinePassed, Lost
-from chutes_autopilot.relay.sealed_answer import ERROR_SECONDS, MAX_ERROR_BYTES, THREAD_BYTES
+from chutes_autopilot.relay.sealed_answer import ERROR_SECONDS, MAX_ERROR_BYTES, RETRIED_SECONDS, THREAD_BYTES
 from chutes_autopilot.wire.http1 import ResponseHead, ResponseParser
 
 HEAD = response(200, JSON, (b"Set-Cookie", b"a=b"))
@@ -152,6 +152,8 @@ def real_head(status: int, *lines: bytes) -> ResponseHead:
         (429, b'{"error":{"code":null,"type":"rate_limit_exceeded"}}', "rate_limit_exceeded"),
         (404, b'{"detail":"Top|Secret"}', "upstream_404"),
         (500, b"Top|Secret", "upstream_500"),
+        (503, b'{"error":{"code":"model_not_found","message":"Top|Secret"}}', "model_not_found"),
+        (503, b"", "upstream_503"),
     ],
 )
 def test_an_upstream_error_is_told_in_our_own_words(status: int, body: bytes, code: str) -> None:
@@ -191,12 +193,13 @@ def test_other_statuses_than_those_of_errors_become_502(status: int, told: int) 
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_an_error_is_not_read_for_ever(late: bool) -> None:
-    """Neither in time nor in bytes; what came by then decides."""
+@pytest.mark.parametrize(("status", "seconds"), [(400, ERROR_SECONDS), (503, RETRIED_SECONDS)])
+def test_an_error_is_not_read_for_ever(status: int, seconds: float, late: bool) -> None:
+    """Neither in time nor in bytes; what came by then decides. Another candidate is not kept waiting for long."""
     case = Case()
-    begin(case.answer, response(400, JSON), b'{"error":{"code":"model_not_found"}}')
+    begin(case.answer, response(status, JSON), b'{"error":{"code":"model_not_found"}}')
     if late:
-        case.clock.advance(ERROR_SECONDS)
+        case.clock.advance(seconds)
     else:
         case.answer.body(b" " * MAX_ERROR_BYTES)
     assert json.loads(case.heard.bytes)["error"]["code"] == "model_not_found"
@@ -210,20 +213,4 @@ def test_an_error_whose_connection_is_lost_is_told_all_the_same() -> None:
     begin(case.answer, response(400, JSON), b"{")
     case.answer.failed(Lost())
     assert json.loads(case.heard.bytes)["error"]["code"] == "upstream_400"
-    case.nothing_follows()
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_busy_upstream_is_told_of_at_once(whole: bool) -> None:
-    """So that the next candidate need not wait for the rest of its 503."""
-    case = Case()
-    head = response(503, JSON, (b"Retry-After", b"1"))
-    if whole:
-        case.answer.answer(head, b"Top|Secret")
-    else:
-        case.answer.head(head)
-    assert (case.heard.events, case.heard.heads[0].status) == (["answer"], 503)
-    assert case.inside.asked == ["abort"]
-    assert case.heard.headers[b"Retry-After"] == b"1"
-    assert MARKER.encode() not in case.heard.bytes
     case.nothing_follows()
