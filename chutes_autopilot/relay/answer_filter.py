@@ -126,11 +126,11 @@ class PlainAnswer(AnswerFilter):
         if self._events is not None:
             try:
                 events = self._events.feed(data)
-            except EventTooLarge:
-                events = [b""]
-            if events:
+            except EventTooLarge as large:
+                events = large.events
+            self._size += len(data)
+            if any(map(self._take_id, events)) or self._size > MAX_ID_BYTES:
                 self._events = None
-                self._take_id(events[0])
         elif self._start is not None:
             self._start.append(data)
             self._size += len(data)
@@ -142,11 +142,14 @@ class PlainAnswer(AnswerFilter):
             self._take_id(b"".join(self._start))
             self._start = None
 
-    def _take_id(self, text: bytes) -> None:
+    def _take_id(self, text: bytes) -> bool:
+        """Whether this says the answer's id, be it one that is not kept."""
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             chat_id = _IDENTIFIED.decode(text).id
-            if chat_id is not None and len(chat_id) <= MAX_ID_LENGTH:
+            if chat_id and len(chat_id) <= MAX_ID_LENGTH:
                 self.chat_id = chat_id
+            return bool(chat_id)
+        return False
 
 
 class _Identified(msgspec.Struct):

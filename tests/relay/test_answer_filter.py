@@ -68,13 +68,15 @@ def test_what_is_asked_of_an_attempt_is_asked_of_the_one_inside() -> None:
     [
         ([chunk_event("x"), DONE], "chatcmpl-1"),
         ([b": hello\n\n" + chunk_event("x")[:10], chunk_event("x")[10:], b'data: {"id":"other"}\n\n'], "chatcmpl-1"),
-        ([b"data: nonsense\n\n", chunk_event("x")], None),
+        ([b"data: nonsense\n\n", chunk_event("x")], "chatcmpl-1"),
+        ([b'data: {"id":"","choices":[]}\n\n' + b"data: {}\n\n" + chunk_event("x")], "chatcmpl-1"),
+        ([b'data: {"x":"' + b"x" * 1000 + b'"}\n\n'] * (MAX_ID_BYTES // 1000) + [chunk_event("x")], None),
         ([b'data: {"id":7}\n\n'], None),
         ([b"data: " + b"x" * (MAX_ID_BYTES + 1), chunk_event("x")], None),
         ([b'data: {"id":"' + b"x" * 2000 + b'"}\n\n'], None),
     ],
 )
-def test_the_id_of_a_stream_is_that_of_its_first_event(pieces: list[bytes], chat_id: str | None) -> None:
+def test_the_id_of_a_stream_is_the_first_that_an_event_has(pieces: list[bytes], chat_id: str | None) -> None:
     """By it the answer's signature can be asked for; what has none, or one of any length, cannot be."""
     answer = plain()
     begin(answer, response(200, STREAM), *pieces)
