@@ -93,7 +93,8 @@ TABLE: tuple[tuple[int, str, Refusal], ...] = (
     (429, _ANY, Refusal("rate_limited", "stop", "rate_limit")),
     (404, "instance not found", _GONE),
     (410, _ANY, _GONE),
-    (404, _ANY, _CHUTE_GONE),
+    (404, "chute not found", _CHUTE_GONE),
+    (404, _ANY, _FAILED),
     (503, "currently disabled", Refusal("chute_disabled", "next_candidate", "no_session", chute_out=CHUTE_OUT)),
     (400, "does not belong", Refusal("instance_gone", "next_instance", "no_session", drop="pool")),
     (

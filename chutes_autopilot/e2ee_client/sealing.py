@@ -1,5 +1,6 @@
 """Seal a chat request: every text of its messages becomes ciphertext, everything else stays byte for byte."""
 
+import re
 from collections.abc import Set
 from typing import Any
 
@@ -11,6 +12,7 @@ from chutes_autopilot.e2ee_client.coverage import REQUEST_WORDS, uncovered
 from chutes_autopilot.e2ee_client.errors import RequestRefused
 from chutes_autopilot.e2ee_client.exchange import Exchange
 
+_ID = re.compile(rb'"[A-Za-z0-9._:-]{1,128}"')
 _UNREADABLE = (ValueError, RecursionError)  # msgspec's DecodeError is a ValueError
 
 
@@ -72,8 +74,8 @@ def read_chat_request(body: bytes, in_clear: Set[str] = frozenset()) -> ChatRequ
 def _text(m: int, message: dict[str, msgspec.Raw], in_clear: Set[str]) -> str | None:
     """What to encrypt of a message; None where its content is absent, null or an empty list."""
     for name, raw in message.items():
-        # an id that the service or the caller made up, without which no answer of a tool finds its call
-        if name not in ("content", "tool_call_id"):
+        # without its id no answer of a tool finds its call; the service made it up, and it is no text
+        if name != "content" and not (name == "tool_call_id" and _ID.fullmatch(bytes(raw))):
             _refuse_text(name, f"messages.{m}.{name}", raw, in_clear)
     raw_content = message.get("content")
     content = _value(raw_content)

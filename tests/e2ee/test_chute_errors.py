@@ -22,6 +22,8 @@ from chutes_autopilot.e2ee.chute_errors import CODES, TABLE, detail_of, judge
         (410, "Instance is no longer active", "instance_gone", "next_instance", "no_session"),
         (400, "Instance does not belong to the specified chute", "instance_gone", "next_instance", "no_session"),
         (404, "Chute not found", "chute_gone", "next_candidate", "no_session"),
+        (404, "", "instance_failed", "next_instance", "failed"),
+        (404, "Not Found", "instance_failed", "next_instance", "failed"),
         (503, "This chute is currently disabled.", "chute_disabled", "next_candidate", "no_session"),
         (400, "Non-streaming E2E requests require chutes >= 0.5.27 ...", "stream_only", "next_instance", "no_session"),
         (400, "Empty request body", "protocol", "stop", "protocol"),

@@ -129,6 +129,16 @@ def test_text_beside_the_contents_is_refused_unless_named(members: dict[str, Any
     assert read_chat_request(body("x", **members), frozenset({name})).texts == ((0, "x"),)
 
 
+@pytest.mark.parametrize("tool_call", ["x y", "\u00e9", "x" * 129, ["call-1"]])
+def test_what_is_no_id_of_a_call_is_refused_as_text(tool_call: object) -> None:
+    """Ids alone may go in clear: whoever reads them learns nothing that is not in other ids."""
+    sent = {"model": MODEL, "messages": [{"role": "tool", "tool_call_id": tool_call, "content": "x"}]}
+    with pytest.raises(RequestRefused) as refused:
+        read_chat_request(json.dumps(sent).encode())
+    assert (refused.value.code, refused.value.param) == ("e2ee_uncovered_field", "messages.0.tool_call_id")
+    assert read_chat_request(json.dumps(sent).encode(), frozenset({"tool_call_id"})).texts == ((0, "x"),)
+
+
 @pytest.mark.parametrize("name", ["tool_calls", "reasoning_content", "refusal", "name", "audio"])
 def test_text_in_a_message_is_refused_unless_named(name: str) -> None:
     """A history that repeats a model's calls or reasoning would show what was encrypted when it came."""
