@@ -34,7 +34,7 @@ from chutes_autopilot.storage.expiring import ExpiringStore
 from chutes_autopilot.upstream.chat import ChatAttempt
 from chutes_autopilot.upstream.chute_e2ee.budget import ALONE, Turn
 from chutes_autopilot.upstream.deadlines import Deadlines
-from chutes_autopilot.upstream.dstack import DstackAgent
+from chutes_autopilot.upstream.dstack import MAX_QUOTES, DstackAgent
 from chutes_autopilot.upstream.fetch import FetchedAnswer
 from chutes_autopilot.upstream.pool import ConnectionPool, backend_from_url
 from chutes_autopilot.web.attestation import AttestationRoute
@@ -104,7 +104,8 @@ def build_chutes(
     :raises SettingsError: the key file or the file of measurements cannot be used.
     """
     in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
-    agent = DstackAgent(reactor, settings.dstack_simulator_endpoint, settings.dstack_agent_timeout)
+    workers = 1 if link is None else link.begin.workers
+    agent = dstack_agent(settings, reactor, workers)
     keys = link.handed_keys() if link is not None else build_keys(settings, reactor, agent, service)
     access = AccessRules(
         settings.chutes_enabled, bool(settings.chutes_api_key), settings.token, settings.chutes_allow_anonymous
@@ -181,6 +182,12 @@ def _elsewhere(link: "ParentLink | None", shared: SharedAnswers | None) -> Elsew
         return None if shared is None else await shared.elsewhere(key)
 
     return ask
+
+
+def dstack_agent(settings: Settings, reactor: Any, workers: int) -> DstackAgent:
+    """Asks the machine's agent, in one of so many processes that do."""
+    quotes = max(1, MAX_QUOTES // workers)
+    return DstackAgent(reactor, settings.dstack_simulator_endpoint, settings.dstack_agent_timeout, quotes)
 
 
 def build_keys(settings: Settings, reactor: Any, agent: DstackAgent, service: MultiService) -> KeyHolder:

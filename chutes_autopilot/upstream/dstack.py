@@ -79,13 +79,14 @@ class DstackAgent:
     :param reactor: connects, and tells the time.
     :param endpoint: DSTACK_SIMULATOR_ENDPOINT: a URL or the path of a socket; None: the first of SOCKETS there is.
     :param timeout: seconds for one answer, from connecting to its last byte.
+    :param max_quotes: how many quotes are made at once, at most MAX_QUOTES.
     """
 
-    def __init__(self, reactor: Any, endpoint: str | None, timeout: float) -> None:
+    def __init__(self, reactor: Any, endpoint: str | None, timeout: float, max_quotes: int = MAX_QUOTES) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
         self._timeout = timeout
-        self._quotes = DeferredSemaphore(MAX_QUOTES)
+        self._quotes = DeferredSemaphore(max_quotes)
 
     @property
     def present(self) -> bool:
@@ -93,7 +94,7 @@ class DstackAgent:
         return find_agent(self._endpoint) is not None
 
     def get_quote(self, report_data: bytes) -> Deferred[AgentQuote]:
-        """A quote that binds ``report_data`` (64 bytes); waits while MAX_QUOTES are being made."""
+        """A quote that binds ``report_data`` (64 bytes); waits while so many are being made as may be."""
         if len(report_data) != REPORT_DATA_BYTES:
             raise ValueError("report_data must be 64 bytes")
         return Deferred.fromCoroutine(self._get_quote(report_data))

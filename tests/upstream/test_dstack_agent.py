@@ -13,6 +13,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from chutes_autopilot.chutes_composition import dstack_agent
+from chutes_autopilot.settings import read_settings
 from chutes_autopilot.upstream.dstack import (
     MAX_ANSWER_BYTES,
     MAX_QUOTES,
@@ -224,6 +226,24 @@ async def test_only_so_many_quotes_at_once(guest: GuestAgent, agent: DstackAgent
     while guest.held:
         guest.give(0, *guest.answer)
     assert await gatherResults(quotes[1:MAX_QUOTES]) == [QUOTE] * (MAX_QUOTES - 1)
+
+
+async def test_each_worker_has_its_share_of_the_quotes(guest: GuestAgent, stepped: SteppedReactor) -> None:
+    """One at least."""
+    environ = {"DSTACK_SIMULATOR_ENDPOINT": f"http://127.0.0.1:{guest.port}"}
+    agents = [dstack_agent(read_settings(environ, str), stepped, workers) for workers in (1, 2, 3, 9)]
+    for agent, at_once in zip(agents, (4, 2, 1, 1), strict=True):
+        asked = len(guest.asked)
+        quotes = [agent.get_quote(DATA) for _ in range(MAX_QUOTES + 1)]
+        while len(guest.asked) < asked + at_once:
+            await deferLater(stepped.reactor, 0.001)
+        for _ in range(20):
+            await deferLater(stepped.reactor, 0)
+        assert len(guest.held) == at_once
+        while not all(quote.called for quote in quotes):
+            if guest.held:
+                guest.give(0, 200, b'{"quote": "abcd", "event_log": "[]"}')
+            await deferLater(stepped.reactor, 0)
 
 
 async def test_a_failed_quote_makes_room(guest: GuestAgent, agent: DstackAgent) -> None:
