@@ -190,8 +190,6 @@ def build_explorer(
     return Explorer(parts, sources, measurements, truth)
 
 
-
-
 def _webhooks(
     settings: Settings,
     reactor: Any,

@@ -30,8 +30,8 @@ from chutes_autopilot.demo.chute_sealing import (
     packed,
     seal_packed,
 )
-from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.e2ee.chute_stream import SLICE_BYTES
+from chutes_autopilot.e2ee.receipt import Attested
 from chutes_autopilot.policy.failover import ConnectFailed, DeadlinePassed, Lost, Refused
 from chutes_autopilot.upstream.chat import UpstreamRequest
 from chutes_autopilot.upstream.chute_e2ee.attempt import THREAD_BYTES, ChuteAttempt
