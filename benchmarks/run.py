@@ -16,7 +16,8 @@ from ssl import create_default_context
 
 from load import LoadError
 from processes import PYTHON, Child, StartError, free_port
-from report import as_json, by_round, machine_facts, table
+from report import as_json, machine_facts, table
+from rounds import by_round
 from scenarios import SCENARIOS, Bench, Scenario
 from targets import ROOT, Target, Upstream, find_targets, first_model
 

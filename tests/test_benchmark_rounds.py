@@ -1,11 +1,11 @@
-"""What benchmarks/report.py makes of rounds."""
+"""What benchmarks/rounds.py makes of rounds."""
 
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-from report import by_round
+from rounds import by_round
 from scenarios import CPU_REQUEST
 
 
