@@ -41,6 +41,7 @@ def poll_plainly(reactor: Any) -> bool:
     if f"{type(reactor).__module__}.{type(reactor).__name__}" != _KNOWN:
         return False
     sends = Sends()
+    sends.turn = 0
     setattr(reactor, SENDS, sends)
     reactor.doIteration = _turn_of(reactor, sends)
     return True
@@ -60,6 +61,7 @@ def _turn_of(reactor: Any, sends: Sends) -> Callable[[float | None], None]:
                 raise
             try:
                 sends.gathering = True
+                sends.turn += 1
                 for descriptor, event in ready:
                     selectable = selectables.get(descriptor)
                     if selectable is None:

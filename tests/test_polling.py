@@ -1,26 +1,32 @@
 """Polling without what Twisted does around each descriptor: what a descriptor's events mean stays as it is."""
 
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import pytest
+import trustme
+from twisted.internet.defer import succeed
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.ssl import Certificate, optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection, Server
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chutes_autopilot.polling import poll_plainly
-from chutes_autopilot.upstream.connection import UpstreamConnection
+from chutes_autopilot.upstream.connection import SEND_SLICE_BYTES, UpstreamConnection
 from chutes_autopilot.upstream.direct import TOGETHER, best_write
+from chutes_autopilot.upstream.tls import TLSEndpoint
 
 
 class Side:
@@ -405,9 +411,9 @@ def test_an_aborted_connection_sends_nothing_more(world: World, line: Line) -> N
 class Upstream:
     """What an upstream connection tells its holder and its receiver."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, secure: bool = False) -> None:
         self.told: list[Any] = []
-        self.connection = UpstreamConnection(self, secure=False)
+        self.connection = UpstreamConnection(self, secure=secure)
 
     def made(self, connection: UpstreamConnection) -> None:
         pass
@@ -435,21 +441,124 @@ class Upstream:
     head = body = end = broken
 
 
-def test_an_answer_to_a_request_that_was_not_sent_is_none(world: World, line: Line) -> None:
-    """A second answer to the request before: the next one, gathered in the same turn, must not get it, nor be sent."""
-    upstream = Upstream()
-    other = Line(world.reactor, upstream.connection)
-    line.protocol.then = lambda: upstream.connection.send(b"POST", upstream)
+STRAY = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray"
+SPOILED = ["spoiled", ("broken", True)]
+
+
+class PlainUpstream(Line):
+    """The transport of an upstream connection, and what the upstream says over it."""
+
+    def __init__(self, world: World) -> None:
+        self.upstream = Upstream()
+        super().__init__(world.reactor, self.upstream.connection)
+
+    def says(self, data: bytes) -> None:
+        self.peer.send(data)
+
+
+class SecureUpstream(PlainUpstream):
+    """The same over TLS, after the handshake."""
+
+    def __init__(self, world: World) -> None:
+        self.upstream = Upstream(secure=True)
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("up.test").configure_cert(context)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+        trust = Certificate.loadPEM(authority.cert_pem.bytes())
+        made: list[Any] = []
+
+        class Plain:
+            def connect(self, factory: Any) -> Any:
+                made.append(factory.buildProtocol(None))
+                return succeed(made[0])
+
+        factory = Factory.forProtocol(lambda: self.upstream.connection)
+        options = optionsForClientTLS("up.test", trustRoot=trust)
+        TLSEndpoint(options, Plain()).connect(factory)  # type: ignore[arg-type]
+        Line.__init__(self, world.reactor, made[0])
+        self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            self._in.write(self.peer.recv(1 << 16))
+            with suppress(ssl.SSLWantReadError):
+                self._tls.do_handshake()
+            self.peer.send(self._out.read())
+            self.reactor.doIteration(0.2)
+        self.reactor.doIteration(0)  # now the kernel names it behind others that became readable before it
+
+    def says(self, data: bytes) -> None:
+        self._tls.write(data)
+        self.peer.send(self._out.read())
+
+
+@pytest.fixture(params=[PlainUpstream, SecureUpstream])
+def up(request: pytest.FixtureRequest, world: World) -> Iterator[PlainUpstream]:
+    made: PlainUpstream = request.param(world)
+    yield made
+    made.peer.close()
+
+
+@pytest.mark.parametrize("size", [4, SEND_SLICE_BYTES + 1])
+def test_an_answer_to_a_request_that_was_not_sent_is_none(line: Line, up: PlainUpstream, size: int) -> None:
+    """A second answer to the request before: the next one, sent in the same turn, must not get it, nor be sent."""
+    line.protocol.then = lambda: up.upstream.connection.send(b"POST" * (size // 4 + 1), up.upstream)
     line.peer.send(b"x")
-    other.peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray")
-    line.reactor.runUntilCurrent()
-    line.reactor.doIteration(0.2)
-    assert upstream.told == ["spoiled", ("broken", True)]
+    up.says(STRAY)
+    up.reactor.runUntilCurrent()
+    up.reactor.doIteration(0.2)
+    assert up.upstream.told == SPOILED
     line.turns(2)
-    assert upstream.told[2:] == ["lost"]
+    assert up.upstream.told[2:] == ["lost"]
     with pytest.raises(ConnectionResetError):
-        other.peer.recv(9)
-    other.peer.close()
+        up.peer.recv(9)
+
+
+def test_nor_is_what_comes_before_the_first_part_of_a_large_one_was_sent(up: PlainUpstream) -> None:
+    """It goes out when the socket was found to have room, which may be turns later."""
+    up.says(STRAY)
+    up.upstream.connection.send(b"z" * (SEND_SLICE_BYTES + 1), up.upstream)
+    up.reactor.runUntilCurrent()
+    up.reactor.doIteration(0.2)
+    assert up.upstream.told == SPOILED
+
+
+def test_nor_is_what_had_come_before_the_request_was_sent_in_a_long_turn(
+    world: World, line: Line, up: PlainUpstream
+) -> None:
+    """The kernel named both together, but the request did not wait for the end of the turn."""
+    others = [Line(world.reactor, Connected()) for _ in range(TOGETHER)]
+
+    def ask() -> None:
+        up.upstream.connection.send(b"POST", up.upstream)
+        for other in others:
+            best_write(other.transport)(other.transport, b"x")
+
+    line.protocol.then = ask
+    line.peer.send(b"x")
+    up.says(STRAY)
+    up.reactor.runUntilCurrent()
+    up.reactor.doIteration(0.2)
+    assert up.upstream.told == SPOILED
+    for other in others:
+        other.peer.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(PlainUpstream, SEND_SLICE_BYTES), (PlainUpstream, 2 * SEND_SLICE_BYTES), (SecureUpstream, SEND_SLICE_BYTES)],
+)
+def test_a_part_of_a_request_can_be_answered(world: World, kind: type[PlainUpstream], size: int) -> None:
+    """As where a body is refused for its size; but the connection carries no other request, for the rest is stuck."""
+    up = kind(world)
+    up.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    up.upstream.connection.send(b"z" * size, up.upstream)
+    for say in (bytes, partial(up.says, STRAY), bytes):
+        say()
+        up.reactor.runUntilCurrent()
+        up.reactor.doIteration(0.2)
+    assert up.upstream.told == [b"stray", "lost"]
+    up.peer.close()
 
 
 class Busy:

@@ -10,8 +10,7 @@ from zope.interface import implementer
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.interfaces import IDownstream
 from chutes_autopilot.unshown import Unshown
-from chutes_autopilot.upstream.direct import Write
-from chutes_autopilot.web.downstream import unsent_bytes
+from chutes_autopilot.upstream.direct import Write, unsent_bytes
 from chutes_autopilot.web.site import CUT_SECONDS
 from chutes_autopilot.wire.headers import (
     DROPPED_FROM_RESPONSES,

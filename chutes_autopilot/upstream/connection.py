@@ -1,5 +1,6 @@
 """One connection to an upstream, carrying one request and its response at a time."""
 
+from math import nan
 from typing import Any
 from typing import Protocol as TypingProtocol
 
@@ -9,7 +10,7 @@ from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chutes_autopilot.upstream.direct import Write, best_write, is_unsent, queue
+from chutes_autopilot.upstream.direct import Write, best_write, queue, sends_to, unsent_bytes
 from chutes_autopilot.wire.http1 import (
     REUSABLE,
     Body,
@@ -26,8 +27,19 @@ MAX_SHAPES = 8
 """How often a connection takes note of what heads of answers look like; a server that changes its mind is not worth it.
 """
 
+SURE_BYTES = 4096
+"""A request up to this size goes out whole: there is room for it in the socket of an idle connection."""
+
 SEND_SLICE_BYTES = 262144
 """A request up to this size is one write; a larger one is sent in slices as the socket takes them."""
+
+
+class _Unknown:
+    """In the place of a transport that does not say what it has yet to send."""
+
+    dataBuffer = b""
+    offset = 0
+    _tempDataLen = 0
 
 
 class ResponseReceiver(TypingProtocol):
@@ -78,6 +90,11 @@ class UpstreamConnection(Protocol):
     Back-pressure: `pause` stops reading from the socket, so the upstream's own send buffer fills and it slows
     down. A paused connection is never given back to the pool: the next request on it would hang.
 
+    Whose answer. What had come before a byte of a request reached the socket is no answer to it; mostly it is more than
+    one to the request before. So the connection is spoiled, and whoever waits is told that it broke while `silent`.
+    What is read in the turn of the reactor in which the request was sent had come before. A large request may be
+    answered before all of it was sent; then the upstream may not read the rest, and the connection carries no other.
+
     :param secure: whether a TLS handshake comes before the connection is usable.
     :ivar holder: told what becomes of it; may be replaced.
     """
@@ -88,12 +105,15 @@ class UpstreamConnection(Protocol):
         self.holder = holder
         self._secure = secure
         self._write: Write = queue
-        self._gathers = False  # whether sends may wait for the end of the turn
+        self._tcp: Any = _Unknown  # what is below TLS
         self._receiver: ResponseReceiver | None = None
         self._parser: ResponseParser | None = None  # made for a response that does not come in one piece
         self._shape: HeadShape | None = None  # of the last answer that came in one piece
         self._shapes_left = MAX_SHAPES
-        self._sending = False
+        self._turn = nan  # in which the last request was sent
+        self._size = 0  # of the last request, and what of it the transport has yet to be given
+        self._left = 0
+        self._early = False  # an answer came before all of its request was sent
         self._paused = False
         self.silent = True
         """Whether no byte has come back since the last request was sent."""
@@ -101,7 +121,10 @@ class UpstreamConnection(Protocol):
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
         self._write = best_write(self.transport)
-        self._gathers = self._write is not queue
+        tcp = getattr(self.transport, "transport", self.transport)
+        if isinstance(tcp, Connection):
+            self._tcp = tcp
+        self._sends = sends_to(tcp)
         if isinstance(self.transport, Connection):
             self.transport.protocol = self  # not the endpoint's wrapper, which has had its say: one call less a read
         self.holder.made(self)
@@ -115,17 +138,20 @@ class UpstreamConnection(Protocol):
         """Send a request, head and body; ``receiver`` hears of the response until its ``end`` or ``broken``."""
         self._receiver = receiver
         self.silent = True
-        if len(request) <= SEND_SLICE_BYTES:
+        self._turn = self._sends.turn
+        self._size = size = len(request)
+        if size <= SEND_SLICE_BYTES:
             self._write(self.transport, request)
             receiver.wrote()
         else:
-            self._sending = True
+            self._left = size
             self.transport.registerProducer(_Slices(self, request), False)
 
-    def sent_slice(self, last: bool) -> None:
-        """A slice of a large request was written."""
-        if last:
-            self._sending = False
+    def send_slice(self, data: bytes) -> None:
+        """Write a slice of a large request."""
+        self._left -= len(data)
+        self.transport.write(data)
+        if not self._left:
             self.transport.unregisterProducer()
         if self._receiver is not None:
             self._receiver.wrote()
@@ -151,10 +177,11 @@ class UpstreamConnection(Protocol):
         self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._gathers and self.transport._tempDataBuffer and is_unsent(self.transport):
-            self._spoiled()  # the request has not been sent, so this is no answer to it
-            return
-        self.silent = False
+        if self.silent:
+            if self._turn == self._sends.turn or (self._size > SURE_BYTES and not self._is_sent()):
+                self._spoiled()
+                return
+            self.silent = False
         parser = self._parser
         if parser is None:
             receiver = self._receiver
@@ -169,7 +196,7 @@ class UpstreamConnection(Protocol):
                     self._shapes_left -= 1
                     self._shape = shape_of(whole[0])
             if whole is not None:
-                if self._sending or self._paused:
+                if self._early or self._paused:
                     self._release(False)
                 else:  # what `_release` would do, without its call
                     self._receiver = None
@@ -190,6 +217,15 @@ class UpstreamConnection(Protocol):
         else:
             self._deliver(events)
 
+    def _is_sent(self) -> bool:
+        """Whether what comes now can be an answer: some of the request has reached the socket.
+
+        (TLS makes the bytes more. So few that the rest is still as long as the request hold nothing to be read.)
+        """
+        unsent = unsent_bytes(self._tcp) + self._left
+        self._early = unsent > 0
+        return unsent < self._size
+
     def _spoiled(self) -> None:
         """Bytes came that no request has asked for."""
         receiver = self._receiver
@@ -202,7 +238,7 @@ class UpstreamConnection(Protocol):
         """The response is complete: the connection is the pool's again, or at its end."""
         self._receiver = None
         self._parser = None
-        if reusable and not self._sending and not self._paused:
+        if reusable and not self._early and not self._paused:
             self.holder.idle(self)
         else:
             self.transport.abortConnection()
@@ -244,8 +280,7 @@ class _Slices:
 
     def resumeProducing(self) -> None:
         piece, self._rest = self._rest[:SEND_SLICE_BYTES], self._rest[SEND_SLICE_BYTES:]
-        self._connection.transport.write(bytes(piece))
-        self._connection.sent_slice(last=not self._rest)
+        self._connection.send_slice(bytes(piece))
 
     def stopProducing(self) -> None:
         self._rest = self._rest[:0]

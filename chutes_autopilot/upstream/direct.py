@@ -4,6 +4,7 @@ And what is sent in one turn of the reactor together, at its end. A peer that wa
 takes the kernel longer than sending does; while it is awake, the next ones find it so.
 """
 
+from math import nan
 from typing import Any, Protocol
 
 from twisted.internet.tcp import Connection
@@ -35,6 +36,11 @@ class Sends:
     def __init__(self) -> None:
         self.gathering = False
         """Whether a turn is under way, which ends with `flush`."""
+        self.turn = nan
+        """Its number, or that of the last one. Where nobody counts them it is equal to none.
+
+        What a turn finds to be readable was there before anything that is sent in it.
+        """
         self._waiting: list[Any] = []
         self.write: Write = self.send
         """`send`, made once for all who write so."""
@@ -54,10 +60,6 @@ class Sends:
             transport.write(data)
         elif transport.connected and not transport._aborting:
             _send(transport, data)
-
-    def waits(self, transport: Any) -> bool:
-        """Whether nothing of what was last given to a transport has been sent, or was told to Twisted."""
-        return any(waiting is transport for waiting in self._waiting)
 
     def flush(self) -> None:
         """Send what was gathered."""
@@ -130,14 +132,18 @@ def best_write(transport: Any) -> Write:
     """
     if not isinstance(transport, Connection) or transport.TLS:
         return queue
-    sends: Sends = getattr(transport.reactor, SENDS, None) or Sends()
-    return sends.write
+    return sends_to(transport).write
 
 
-def is_unsent(transport: Any) -> bool:
-    """Whether nothing of what was last given to a transport by `best_write` has been sent."""
-    sends: Sends | None = getattr(getattr(transport, "reactor", None), SENDS, None)
-    return sends is not None and sends.waits(transport)
+def sends_to(transport: Any) -> Sends:
+    """What gathers the sends of a transport's reactor, or gathers none."""
+    sends: Sends = getattr(getattr(transport, "reactor", None), SENDS, None) or Sends()
+    return sends
+
+
+def unsent_bytes(transport: Any) -> int:
+    """What a transport of Twisted's has yet to give to the kernel; a TLS transport answers for the one below it."""
+    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)
 
 
 SENDS = "chutes_autopilot_sends"

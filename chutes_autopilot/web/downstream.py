@@ -1,11 +1,10 @@
 """The client's side of an exchange over a twisted.web request."""
 
-from typing import Any
-
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from chutes_autopilot.interfaces import IDownstream
+from chutes_autopilot.upstream.direct import unsent_bytes
 from chutes_autopilot.web.site import GatewayRequest
 from chutes_autopilot.wire.headers import downstream_response_headers
 from chutes_autopilot.wire.http1 import ResponseHead
@@ -59,8 +58,3 @@ class RequestDownstream:
     def reset(self) -> None:
         if self._request.channel is not None:
             self._request.channel.forceAbortClient()
-
-
-def unsent_bytes(transport: Any) -> int:
-    """What a transport of Twisted's has yet to give to the kernel; a TLS transport answers for the one below it."""
-    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)

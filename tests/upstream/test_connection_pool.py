@@ -244,10 +244,11 @@ def test_a_paused_connection_never_returns_to_the_pool(bench: Bench) -> None:
     assert (transport.connected, bench.pool.idle_count) == (False, 0)
 
 
-def test_an_answer_before_the_request_was_sent_uses_the_connection_up(bench: Bench) -> None:
+def test_an_answer_before_all_of_the_request_was_sent_uses_the_connection_up(bench: Bench) -> None:
     """The rest of the request would be read as the next one."""
     _, observer = bench.attempt(b"x" * (SEND_SLICE_BYTES * 2))
     transport = bench.endpoint.accept()
+    transport.producer.resumeProducing()
     transport.protocol.dataReceived(OK + b"ok")
     assert observer.events == [200, b"ok", "end"]
     assert (transport.connected, bench.pool.idle_count) == (False, 0)

@@ -3,7 +3,7 @@
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
-from chutes_autopilot.web.downstream import unsent_bytes
+from chutes_autopilot.upstream.direct import unsent_bytes
 
 
 class SlowSocket(FileDescriptor):
