@@ -257,7 +257,7 @@ def build(
 
     def overdue() -> None:
         for each in relays:
-            each.stopping = True
+            each.stop()
 
     service.apply, service.log_requests, service.overdue = apply, log_requests, overdue
 

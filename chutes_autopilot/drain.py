@@ -30,7 +30,7 @@ class DrainingService(MultiService):
        its answer and a load balancer may ask /readyz once more; then they are closed. So are those whose answer had
        begun before: nobody has been told that it is the last.
     3. Answers in flight end by themselves, `grace` seconds after the first step at the latest. Then `overdue` says so
-       to whoever carries out the requests that are left.
+       to whoever carries out the requests that are left, and those that are still being received are refused.
     4. The parts stop in reverse order. The upstream connections close with them, which cuts the answers left the
        way a dying upstream would.
 
@@ -81,6 +81,7 @@ class DrainingService(MultiService):
             self._log.warn("{count} client connections are cut: their time is over", count=len(connections))
         if self.overdue is not None:
             self.overdue()
+        connections.refuse_unread()
         await DeferredList([closed, super().stopService()])
         await self._until_gone(FLUSH_SECONDS)
         connections.abort()

@@ -128,6 +128,11 @@ def e2ee_error(
     return ApiError(code, message, param=param, headers=headers, error_type=code)
 
 
+def draining(message: str) -> ApiError:
+    """The answer to a request that a stop leaves no time for; another replica may take it at once."""
+    return ApiError("draining", message, headers=((b"Retry-After", b"1"),))
+
+
 def internal_error() -> ApiError:
     """The answer to whatever nobody foresaw; what it was is told to the log alone."""
     return ApiError("internal_error", "The gateway failed on this request.")

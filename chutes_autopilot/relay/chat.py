@@ -111,6 +111,8 @@ class ChatRelay:
     """How many streams may have a second attempt."""
     stopping: bool = False
     """Whether the gateway stops and cuts what has taken too long: it is not the models that fail then."""
+    waiting: set[Callable[[], object]] = attrs.field(factory=set, init=False)
+    """What ends the requests that are between two attempts, now that the gateway is `stopping`."""
     key_of_the_operator: bytes | None = None
     """Stands for the operator's API key, where all requests are sent with that."""
     reach: Reach | None = None
@@ -124,6 +126,12 @@ class ChatRelay:
     def inflight(self) -> int:
         """Requests whose answer has not ended."""
         return self.metrics.active
+
+    def stop(self) -> None:
+        """Nothing may take longer: whoever waits to try again is refused, and so is each whose attempt fails now."""
+        self.stopping = True
+        for cut_short in tuple(self.waiting):
+            cut_short()
 
     def open(
         self,

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chutes_autopilot.errors import ApiError, internal_error
+from chutes_autopilot.errors import ApiError, draining, internal_error
 from chutes_autopilot.interfaces import IAttemptObserver, IDownstream, IUpstreamAttempt
 from chutes_autopilot.observe import events
 from chutes_autopilot.observe.record import CLIENT_GONE_STATUS, AttemptRecord, Outcome, RequestRecord
@@ -139,6 +139,8 @@ class Surroundings(Protocol):
     def endpoint(self) -> Endpoint: ...
     @property
     def stopping(self) -> bool: ...
+    @property
+    def waiting(self) -> set[Callable[[], object]]: ...
 
     def succeeded(self, exchange: "Exchange", model: str, failures: Mapping[str, float]) -> None:
         """A 2xx is committed."""
@@ -305,17 +307,11 @@ class Exchange(Unshown, eq=False):
             self._failed_unexpectedly()
 
     def _cut_short(self) -> bool:
-        """Whether an attempt fails because the gateway stops; then its request is over, and nobody else is tried."""
+        """Whether the gateway stops; then a request without an answer is over, and nobody else is tried."""
         if self._relay.stopping:
             self._judged("abandoned")
             self._drop_attempt()
-            self._refuse(
-                ApiError(
-                    "draining",
-                    "This gateway stops, and has waited for an answer as long as it may; try again.",
-                    headers=((b"Retry-After", b"1"),),
-                )
-            )
+            self._refuse(draining("This gateway stops, and has waited for an answer as long as it may; try again."))
         return self._relay.stopping
 
     def _attempt_failed(self, failure: str, end: Literal["failed", "abandoned"]) -> None:

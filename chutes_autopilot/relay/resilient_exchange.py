@@ -178,6 +178,7 @@ class ResilientExchange(Exchange, kw_only=True):
                 self._waiting_since = clock.seconds()
                 seconds = shortest + (longest - shortest) * self.random()
                 self._wait = clock.callLater(seconds, self._waited, then)
+                self._relay.waiting.add(self._cut_short)  # no attempt is under way that a stop could end
             case AwaitBody(timeout) if self._judge is not None and self._judge.expect(timeout):
                 pass
             case _:
@@ -185,6 +186,7 @@ class ResilientExchange(Exchange, kw_only=True):
 
     def _waited(self, then: Try) -> None:
         self._wait = None
+        self._relay.waiting.discard(self._cut_short)
         self._record.attempts[-1].waited = self._relay.clock.seconds() - self._waiting_since
         try:
             self._try(then)
@@ -253,6 +255,7 @@ class ResilientExchange(Exchange, kw_only=True):
             if self._wait is not None:
                 self._wait.cancel()
                 self._wait = None
+                self._relay.waiting.discard(self._cut_short)
                 self._record.attempts[-1].waited = self._relay.clock.seconds() - self._waiting_since
             self._call_off_hedging()
             self._leave_earlier("abandoned")

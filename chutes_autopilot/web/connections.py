@@ -6,6 +6,7 @@ from typing import Protocol
 import attrs
 from twisted.internet.defer import Deferred, succeed
 
+from chutes_autopilot.errors import ApiError, draining
 from chutes_autopilot.web.body_room import BodyRoom
 
 
@@ -17,6 +18,9 @@ class ClientConnection(Protocol):
 
     def forget_client(self) -> None:
         """Find out anew with the next request who the client is."""
+
+    def refuse_unread(self, error: ApiError) -> None:
+        """Refuse the request that is being received, where one is."""
 
     def forceAbortClient(self) -> None:
         """Reset at once."""
@@ -104,6 +108,11 @@ class ClientConnections:
         """What tells clients apart has changed."""
         for connection in tuple(self._open):
             connection.forget_client()
+
+    def refuse_unread(self) -> None:
+        """Nothing more is received: a request that is not here whole by now is refused."""
+        for connection in tuple(self._open):
+            connection.refuse_unread(draining("This gateway stops, and the request was not here whole; try again."))
 
     def abort(self) -> None:
         """Reset every connection."""

@@ -138,11 +138,20 @@ class TimedChannel(HTTPChannel):
             return
         if awaited is not self.awaited():
             self.watch_client()
-        elif awaited is Awaited.NEXT_REQUEST or not (self.requests or self._buffer or awaited is Awaited.BODY):
+        elif not self._receives(awaited):
             self.close_soon(CUT_SECONDS)  # nothing was asked, so there is nothing to answer
         else:
             what = "head" if awaited is Awaited.HEAD else "body"
             self.refuse(ApiError("request_timeout", f"The request's {what} took too long to arrive; send it again."))
+
+    def _receives(self, awaited: Awaited | None) -> bool:
+        """Whether some of what is awaited is here."""
+        return awaited is Awaited.BODY or (awaited is Awaited.HEAD and bool(self.requests or self._buffer))
+
+    def refuse_unread(self, error: ApiError) -> None:
+        """Refuse the request that is being received, where one is."""
+        if self._receives(self.awaited()):
+            self.refuse(error)
 
     def close_soon(self, seconds: float) -> None:
         """Close when everything written was sent, by force after ``seconds``."""

@@ -12,6 +12,8 @@ from chutes_autopilot.observe.metrics import Metrics
 
 STREAM = CHUNKED.replace(b"application/json", b"text/event-stream")
 
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+
 
 @pytest.fixture(params=["front", "reference"])
 def path(request: pytest.FixtureRequest) -> str:
@@ -100,6 +102,23 @@ async def test_what_the_stop_cuts_is_recorded_once(
         response = read_response(client.received)
         assert (response.error["code"], response.header("retry-after")) == ("draining", "1")
         assert response.header("x-should-retry") is None
+
+
+@pytest.mark.parametrize("sent", [b"POST /v1/chat", HEAD, HEAD + b"\r\n{"], ids=["request line", "head", "body"])
+async def test_a_request_that_is_still_being_received_is_refused(
+    start_gateway: StartGateway, scripted: ScriptedUpstream, recorded: list[Any], path: str, sent: bytes
+) -> None:
+    """It is told to come again, and recorded as soon as it is known what is asked."""
+    gateway = await start_gateway(SHUTDOWN_GRACE_MS="1")
+    client = await gateway.connect()
+    client.transport.write(sent.replace(b"Host", b"TE: trailers\r\nHost") if path == "reference" else sent)
+    await gateway.get("/healthz")
+    await gateway.service.stopService()
+    await client.closed
+    response = read_response(client.received)
+    assert (response.status, response.error["code"], response.header("retry-after")) == (503, "draining", "1")
+    assert [(r.outcome, r.status, r.error) for r in recorded] == [("refused", 503, "draining")] * sent.startswith(HEAD)
+    assert scripted.requests == []
 
 
 async def test_an_answer_that_had_begun_is_not_yet_the_last(

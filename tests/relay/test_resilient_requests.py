@@ -374,6 +374,35 @@ def test_a_client_that_leaves_ends_a_wait() -> None:
     assert (kept.decision().missing(), kept.decision().attempts[0].followed) == ((), "client_left")
 
 
+def test_a_stop_ends_a_wait() -> None:
+    """The client is told to ask again, elsewhere, and no model is said to have failed."""
+    bench = Bench()
+    bench.ask()
+    bench.last.observer.failed(ConnectFailed())
+    bench.clock.advance(0.25)
+    bench.relay.stop()
+    assert bench.error is not None
+    assert (bench.error.code, dict(bench.error.headers)[b"Retry-After"]) == ("draining", b"1")
+    assert b"x-should-retry" not in dict(bench.error.headers)
+    assert [(r.outcome, r.error, r.attempts[0].waited) for r in bench.records] == [("refused", "draining", 0.25)]
+    assert bench.wait(600) == ["a/A"]
+    assert not bench.relay.waiting
+
+
+def test_whoever_waits_no_more_is_not_known_to_a_stop() -> None:
+    """Neither when the next attempt began, nor when the client has left."""
+    bench = Bench()
+    exchange = bench.ask()
+    bench.last.observer.failed(ConnectFailed())
+    assert len(bench.relay.waiting) == 1
+    bench.clock.advance(0.5)
+    assert not bench.relay.waiting
+    bench.last.observer.failed(ConnectFailed())
+    assert len(bench.relay.waiting) == 1
+    exchange.client_gone()
+    assert not bench.relay.waiting
+
+
 def test_a_wait_that_the_request_has_no_time_for_is_not_begun() -> None:
     """The next model is asked at once, and the last one's 429 is passed on, where a wait would end with a 504."""
     bench = Bench(max_attempts=3)
