@@ -4,7 +4,11 @@ And what is sent in one turn of the reactor together, at its end. A peer that wa
 takes the kernel longer than sending does; while it is awake, the next ones find it so.
 """
 
+from array import array
+from contextlib import suppress
+from fcntl import ioctl
 from math import nan
+from termios import TIOCOUTQ
 from typing import Any, Protocol
 
 from twisted.internet.tcp import Connection
@@ -144,6 +148,14 @@ def sends_to(transport: Any) -> Sends:
 def unsent_bytes(transport: Any) -> int:
     """What a transport of Twisted's has yet to give to the kernel; a TLS transport answers for the one below it."""
     return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)
+
+
+def untaken_bytes(transport: Any) -> int:
+    """What was written to a transport of Twisted's and has not arrived, as far as its system tells."""
+    waiting = array("i", [0])
+    with suppress(OSError):
+        ioctl(transport.socket, TIOCOUTQ, waiting)
+    return unsent_bytes(transport) + waiting[0]
 
 
 SENDS = "chutes_autopilot_sends"

@@ -405,6 +405,10 @@ class GatewayChannel(TimedChannel):
             self._take_ahead()
             super().close_soon(seconds)
 
+    def reset_soon(self, seconds: float) -> None:
+        self._take_ahead()
+        super().reset_soon(seconds)
+
     def linger(self, seconds: float = LINGER_SECONDS) -> None:
         """Discard what the client still sends until it closes, at most for ``seconds``.
 

@@ -140,7 +140,8 @@ class GatewayRequest(Request):
         """End the answer so that no client takes it for complete.
 
         A framed body (a length or chunks) is visibly short when the connection closes, and what was sent before
-        can still be read. A body that lasts until the close looks complete then: only a reset shows the cut.
+        can still be read. A body that lasts until the close looks complete then: only a reset shows the cut, and that
+        takes along what has not arrived by then.
         """
         channel = self.channel
         if channel is None:
@@ -150,7 +151,7 @@ class GatewayRequest(Request):
         if self.chunked or self.responseHeaders.hasHeader(b"Content-Length"):
             channel.close_soon(CUT_SECONDS)
         else:
-            channel.forceAbortClient()
+            channel.reset_soon(CUT_SECONDS)
 
     def write(self, data: bytes) -> None:
         if not self._was_cut:

@@ -14,7 +14,11 @@ from twisted.web.http import HTTPChannel
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.upstream.deadlines import Deadline
+from chutes_autopilot.upstream.direct import untaken_bytes
 from chutes_autopilot.web.request import CUT_SECONDS
+
+ARRIVAL_SECONDS = 0.05
+"""How often it is looked whether everything has arrived."""
 
 
 @attrs.frozen
@@ -52,6 +56,7 @@ class TimedChannel(HTTPChannel):
     _awaited: Awaited | None = None
     _fresh = True  # no request has been read yet
     _lingering = False  # the connection is ending: nothing that comes is read
+    _resetting = False  # with a reset
 
     @property
     def limits(self) -> ClientLimits:
@@ -162,8 +167,22 @@ class TimedChannel(HTTPChannel):
             self._networkProducer.resumeProducing()  # the client's goodbye has to be read
         super().loseConnection()
 
+    def reset_soon(self, seconds: float) -> None:
+        """Reset when everything written has arrived, at the latest after ``seconds``."""
+        self._lingering = self._resetting = True
+        self._abortingCall = self.callLater(ARRIVAL_SECONDS, self._reset_on_arrival, seconds - ARRIVAL_SECONDS)
+
+    def _reset_on_arrival(self, seconds: float) -> None:
+        self._abortingCall = None
+        if seconds > 0 and untaken_bytes(self.transport):
+            self.reset_soon(seconds)
+        else:
+            self.forceAbortClient()
+
     def loseConnection(self) -> None:
         """Close when everything written was sent, which a client that does not read cannot delay for ever."""
+        if self._resetting:
+            return  # it would look like an orderly end
         self.close_soon(self.limits.idle_timeout)
 
     def close_if_idle(self) -> None:

@@ -191,8 +191,10 @@ class RawClient(Protocol):
         self.dataReceived(b"")
         return self._complete or succeed(None)
 
-    def post(self, body: bytes, *headers: bytes, target: bytes = b"/v1/chat/completions") -> None:
-        lines = [b"POST " + target + b" HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    def post(
+        self, body: bytes, *headers: bytes, target: bytes = b"/v1/chat/completions", version: bytes = b"1.1"
+    ) -> None:
+        lines = [b"POST %b HTTP/%b" % (target, version), b"Host: x", b"Content-Length: %d" % len(body), *headers]
         if self.reference:
             lines.append(b"TE: trailers")
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)

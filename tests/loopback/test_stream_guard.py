@@ -70,6 +70,35 @@ async def test_a_truncated_stream_ends_with_an_error_event_and_a_cut(
     assert (metrics["streams_cut_total"], metrics["requests_active"]) == (1, 0)
 
 
+@pytest.mark.parametrize("size", [1, 400_000])
+async def test_a_client_of_http_1_0_gets_all_of_it_and_a_reset(
+    scripted: ScriptedUpstream, gateway: Gateway, size: int
+) -> None:
+    """Its answer ends with the connection, so only a reset shows the cut; and that must not overtake what was sent."""
+    said = EVENT.replace(b'"a"', b'"%b"' % (b"a" * size))
+    scripted.scripts["a/A"] = respond(CHUNKED + chunk(said), close=True)
+    client = await gateway.connect()
+    client.transport.pauseProducing()
+    client.post(ASKED, version=b"1.0")
+    await scripted.when_asked(1)
+    await scripted.connections[-1].lost
+    client.transport.resumeProducing()
+    assert await client.closed is ConnectionLost
+    assert cut_error(client, said)["code"] == "upstream_stream_truncated"
+
+
+async def test_a_client_of_http_1_0_that_sends_no_more_gets_the_reset_too(
+    scripted: ScriptedUpstream, gateway: Gateway
+) -> None:
+    """An orderly close would be the end of a whole answer."""
+    scripted.scripts["a/A"] = respond(CHUNKED + chunk(EVENT), close=True)
+    client = await gateway.connect()
+    client.post(ASKED, version=b"1.0")
+    await client.until(b"}}\n\n")
+    client.transport.loseWriteConnection()
+    assert await client.closed is ConnectionLost
+
+
 async def test_a_whole_stream_passes_byte_for_byte(scripted: ScriptedUpstream, gateway: Gateway) -> None:
     """Nothing is added, and the client's connection carries the next request."""
     body = EVENT + b": ping\r\n\r\n" + EVENT + b"data: [DONE]\n\n"
