@@ -58,6 +58,7 @@ class Pipe:
 
     moved_on = False
     """Whether another attempt has taken the place of the one it was made for."""
+    _was_paused = False
 
     def __init__(
         self,
@@ -131,12 +132,16 @@ class Pipe:
         return b"".join(self._beginning or ())
 
     def pace(self) -> Pace | None:
-        """The pace of a stream that came to its end; None of anything else."""
-        if self._guard is None or not self._ended_well:
+        """The pace of a stream that came to its end; None of anything else.
+
+        Of one that its client was ever too slow for there is none: it came as the client took it.
+        """
+        if self._guard is None or not self._ended_well or self._was_paused:
             return None
         return Pace(self._events, self._guard.completion_tokens(), self._watch.heard_at)
 
     def pauseProducing(self) -> None:
+        self._was_paused = True
         self._attempt.pause()
         self._watch.pause()
 

@@ -204,6 +204,21 @@ def test_the_upstreams_time_stands_still_while_the_client_is_slow() -> None:
     assert case.ended == [("cut", "upstream_stream_idle")]
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_stream_that_a_slow_client_held_up_says_nothing_of_its_models_pace(paused: bool) -> None:
+    """Neither while it was paused nor in the burst behind that did it come as fast as the model is."""
+    case = Case(STREAM)
+    case.pipe.body(EVENT)
+    case.advance(1)
+    if paused:
+        case.pipe.pauseProducing()
+        case.advance(3)
+        case.pipe.resumeProducing()
+    case.pipe.body(FINISH + DONE)
+    case.pipe.end()
+    assert (case.pipe.pace() is None) == paused
+
+
 def test_a_client_that_takes_nothing_is_reset() -> None:
     """Counted from the last byte it took; the upstream is dropped and the request counts as abandoned."""
     case = Case(STREAM)
