@@ -26,7 +26,7 @@ from chutes_autopilot.control_composition import (
     simulated,
     trust_root_of,
 )
-from chutes_autopilot.descriptors import connection_limit
+from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.drain import DrainingService
 from chutes_autopilot.edge.front import FrontSite
 from chutes_autopilot.errors import ApiError
@@ -232,6 +232,7 @@ def build(
 
     def apply(new: Settings) -> None:
         in_force.settings = new
+        raise_descriptor_limit(enough_descriptors(new.max_connections, new.max_inflight_requests))
         connections.limit = connection_limit(new.max_connections)
         bodies.limit = body_room(new)
         service.grace = new.shutdown_grace

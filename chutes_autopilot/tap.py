@@ -238,23 +238,12 @@ def makeService(options: Options) -> MultiService:
     """What the twistd plugin calls: everything that runs, built from checked options."""
     for warning in options.settings.warnings:
         _log.warn("{warning}", warning=warning)
-    wanted = enough_descriptors(options.settings.max_connections, options.settings.max_inflight_requests)
-    raise_descriptor_limit(wanted)
+    raise_descriptor_limit(_descriptors_for(options.settings))
     root = LoggedService(options.observer)
     keep_steady(reactor, events.clock_set)
     gateway = _build(options)
     gateway.setServiceParent(root)
-    asked, workers = options.settings.max_connections, options.settings.workers
-    limit = min(asked, workers * connection_limit(-(-asked // workers)))
-    if limit < asked:
-        _log.warn(
-            "at most {limit} client connections at once: MAX_CONNECTIONS={asked} needs {wanted} file descriptors",
-            limit=limit,
-            asked=asked,
-            wanted=-(-wanted // workers),
-        )
-    else:
-        _log.info("at most {limit} client connections at once", limit=limit)
+    _tell_limit(options.settings)
     stop = partial(_stop, gateway)
     reload = _reload(options, gateway)
     take_signals(reactor, {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload})
@@ -262,6 +251,25 @@ def makeService(options: Options) -> MultiService:
     reactor.callWhenRunning(spare_the_collector)
     reactor.callWhenRunning(poll_plainly, reactor)
     return root
+
+
+def _descriptors_for(settings: Settings) -> int:
+    return enough_descriptors(settings.max_connections, settings.max_inflight_requests)
+
+
+def _tell_limit(settings: Settings) -> None:
+    """Log how many clients may be connected."""
+    asked, workers = settings.max_connections, settings.workers
+    limit = min(asked, workers * connection_limit(-(-asked // workers)))
+    if limit < asked:
+        _log.warn(
+            "at most {limit} client connections at once: MAX_CONNECTIONS={asked} needs {wanted} file descriptors",
+            limit=limit,
+            asked=asked,
+            wanted=-(-_descriptors_for(settings) // workers),
+        )
+    else:
+        _log.info("at most {limit} client connections at once", limit=limit)
 
 
 def _build(options: Options) -> "GatewayService | ParentService":
@@ -294,9 +302,16 @@ def _stop(gateway: "GatewayService | ParentService", reason: str) -> None:
 
 
 def _reload(options: Options, gateway: "GatewayService | ParentService") -> Callable[[str], None]:
+    told = options.settings.max_connections, options.settings.max_inflight_requests
+
     def apply(settings: Settings) -> None:
         options.log_threshold.set(settings.log_level)
+        nonlocal told
         gateway.apply(settings)
+        asked = settings.max_connections, settings.max_inflight_requests
+        if asked != told:
+            told = asked
+            _tell_limit(settings)
 
     settings = Reload(options.settings, options.read_again if options.reads_files else None, apply)
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import attrs
 import pytest
-from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionDone
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import formatEvent, globalLogPublisher
-from twisted.python.failure import Failure
 
 from chutes_autopilot.composition import build
 from chutes_autopilot.control.periodic import PeriodicRefresh
+from chutes_autopilot.listening import ListeningService
 from chutes_autopilot.reload import NEEDS_RESTART, Reload
 from chutes_autopilot.settings import Settings, SettingsError, read_settings
 from chutes_autopilot.workers.parent_composition import build_parent
@@ -77,18 +75,41 @@ def test_changed_settings_count_in_the_control_plane_too(workers: str) -> None:
         poll.stopService()
 
 
-def test_changed_limits_hold_at_the_admin_endpoint_too() -> None:
-    """It is a listener like any other."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_more_connections_take_more_descriptors(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """In a process that serves, and in the parent of those that do."""
+    limits = [(64, 1000)]
+    monkeypatch.setattr("chutes_autopilot.descriptors.resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("chutes_autopilot.descriptors.resource.setrlimit", lambda _, limit: limits.append(limit))
+    few = settings(EXPLORER_ENABLED="false", MAX_CONNECTIONS="10", WORKERS=str(workers))
+    service = running(few)
+    service.apply(attrs.evolve(few, max_connections=100, max_inflight_requests=20))
+    assert limits[1:] == [(220, 1000)]
+    assert service.connections.limit == 100
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_client_may_take_changes_on_every_endpoint(workers: int) -> None:
+    """The operator's own too."""
     reactor = MemoryReactorClock()
-    service = build(settings(EXPLORER_ENABLED="false", ADMIN_ENDPOINT="tcp:9"), reactor, ())
-    service.apply(settings(MAX_REQUEST_BYTES="10"))
-    service.privilegedStartService()
-    ((_, factory, *_),) = reactor.tcpServers
-    client, channel = StringTransport(), factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
-    channel.makeConnection(client)
-    channel.dataReceived(b"POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n")
-    assert client.value().startswith(b"HTTP/1.1 413 ")
-    channel.connectionLost(Failure(ConnectionDone()))
+    before = settings(EXPLORER_ENABLED="false", ADMIN_ENDPOINT="tcp:9", ADMIN_TOKEN="t" * 40, WORKERS=str(workers))
+    service = running(before, reactor)
+    for part in service:
+        if isinstance(part, ListeningService):
+            part.privilegedStartService()
+    service.apply(attrs.evolve(before, client_idle_timeout=1.0))
+    sites = [server[1] for server in reactor.tcpServers]
+    if workers > 1:
+        sites.append(service.site)
+    assert [site.limits.idle_timeout for site in sites] == [1.0] * 2
+
+
+def running(settings: Settings, reactor: Any = None) -> Any:
+    """The service as one process, or as the parent of several."""
+    reactor = reactor or MemoryReactorClock()
+    if settings.workers == 1:
+        return build(settings, reactor, ("tcp:8",))
+    return build_parent(settings, reactor, (), lambda: ({}, {}))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from chutes_autopilot.control_composition import (
     simulated,
     trust_root_of,
 )
-from chutes_autopilot.descriptors import connection_limit
+from chutes_autopilot.descriptors import connection_limit, enough_descriptors, raise_descriptor_limit
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.late_explorer import KeptAnswers, LateExplorer
 from chutes_autopilot.listening import EndpointsOfWorkers, ListeningService, stop_as_failed
@@ -217,7 +217,8 @@ def build_parent(
     def changed(new: Settings) -> None:
         in_force.settings = new
         control_pool.connect_timeout = new.upstream_connect_timeout
-        connections.limit = connection_limit(new.max_connections)
+        raise_descriptor_limit(enough_descriptors(new.max_connections, new.max_inflight_requests))
+        connections.limit = lines.limit = connection_limit(new.max_connections)
         for site in (parent.site, admin_site):
             if site is not None:
                 site.limits = client_limits(new)

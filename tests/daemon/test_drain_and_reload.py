@@ -235,6 +235,19 @@ def test_the_log_tells_how_many_clients_may_connect(start: Callable[..., Any]) -
         assert daemon.end()[0] == 0
 
 
+def test_sighup_tells_it_again_where_it_changed(start: Callable[..., Any], tmp_path: Path) -> None:
+    """More clients take more descriptors, which are there up to the hard limit."""
+    path = tmp_path / "env"
+    path.write_text("MAX_CONNECTIONS=10\nMAX_INFLIGHT_REQUESTS=5\n")
+    daemon = start("chutes-autopilot", "--env-file", str(path), command=with_descriptors(64, 1000))
+    assert daemon.wait_for("at most ") == "10 client connections at once"
+    daemon.wait_for("listening on ")
+    path.write_text("MAX_CONNECTIONS=700\nMAX_INFLIGHT_REQUESTS=5\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    assert daemon.wait_for("at most ") == "700 client connections at once"
+    assert daemon.end()[0] == 0
+
+
 @pytest.fixture
 def crowd() -> Iterator[Callable[[int, int], list[socket.socket]]]:
     """Connects many clients that say nothing."""
