@@ -56,9 +56,10 @@ class TypedStreamGuard:
 
     def feed(self, data: bytes) -> bool:
         """Take the next piece, of any size; returns whether it has bytes of a data line, not only of comments."""
-        if self._after_cr and data[:1] == b"\n":
-            data = data[1:]
-        self._after_cr = data.endswith(b"\r") if data else self._after_cr
+        if data:
+            after_cr, self._after_cr = self._after_cr, data.endswith(b"\r")
+            if after_cr and data[:1] == b"\n":
+                data = data[1:]
         *lines, rest = _LINE_END.split(data)
         alive = False
         for line in lines:
