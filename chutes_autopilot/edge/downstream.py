@@ -14,6 +14,7 @@ from chutes_autopilot.upstream.direct import Write, unsent_bytes
 from chutes_autopilot.web.site import CUT_SECONDS
 from chutes_autopilot.wire.headers import (
     DROPPED_FROM_RESPONSES,
+    NO_CONTENT,
     OWN_PREFIX,
     PASSING,
     REQUEST_ID,
@@ -113,10 +114,11 @@ class FrontDownstream(Unshown, eq=False):
         status, index, fields = head.status, head.index, head.passing
         if fields is None:
             fields = head.block
-            if not index.keys() <= PASSING and (
-                not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower()
+            if status == NO_CONTENT or (
+                not index.keys() <= PASSING
+                and (not DROPPED_FROM_RESPONSES.isdisjoint(index) or OWN_PREFIX in fields.lower())
             ):
-                fields = header_lines(downstream_response_headers(head.headers))
+                fields = header_lines(downstream_response_headers(head.headers, status))
         if b"date" not in index:
             own += self._channel.site.date.line()
         if self._channel.site.connections.draining:

@@ -35,7 +35,7 @@ class RequestDownstream:
         set_here.removeHeader(b"Server")
         if b"date" in head.index:
             set_here.removeHeader(b"Date")
-        for name, value in downstream_response_headers(head.headers):
+        for name, value in downstream_response_headers(head.headers, head.status):
             set_here.addRawHeader(name, value)
         for line in own.split(b"\r\n")[:-1]:
             name, _, value = line.partition(b": ")

@@ -43,6 +43,8 @@ DROPPED_FROM_RESPONSES = HOP_BY_HOP | {REQUEST_ID}
 PASSING = frozenset({b"content-length", b"content-type", b"content-encoding", b"date", b"retry-after"})
 """Response fields that a gateway looks at (wire.http1.ResponseHead.index) and that all pass, lower case."""
 
+NO_CONTENT = 204
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -87,14 +89,16 @@ def header_lines(headers: Iterable[Header]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def downstream_response_headers(received: Sequence[Header]) -> list[Header]:
+def downstream_response_headers(received: Sequence[Header], status: int = 200) -> list[Header]:
     """The upstream's headers that reach the client, in their order: the end-to-end ones.
 
     What this gateway writes itself is not among them, nor other ``x-chutes-autopilot-*`` fields, because only this
-    gateway can know them.
+    gateway can know them. A 204 may have no length (RFC 9110 section 8.6).
     """
     named = [(name.lower(), (name, value)) for name, value in received]
     dropped = DROPPED_FROM_RESPONSES
     if any(lower == b"connection" for lower, _ in named):
         dropped |= named_by_connection(received)
+    if status == NO_CONTENT:
+        dropped |= {b"content-length"}
     return [header for lower, header in named if lower not in dropped and not lower.startswith(OWN_PREFIX)]

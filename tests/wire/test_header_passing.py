@@ -62,6 +62,13 @@ def test_a_response_keeps_its_end_to_end_headers() -> None:
     ]
 
 
+@pytest.mark.parametrize(("status", "passes"), [(200, True), (204, False), (205, True), (304, True)])
+def test_an_answer_without_content_has_no_length(status: int, passes: bool) -> None:
+    """RFC 9110 section 8.6 forbids it for a 204; that of a 304 is of the answer that a 200 would have had."""
+    received = [(b"Content-Length", b"0"), (b"ETag", b"x")]
+    assert downstream_response_headers(received, status) == received[not passes :]
+
+
 @pytest.mark.parametrize(
     ("value", "accepted"),
     [
