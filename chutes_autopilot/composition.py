@@ -174,9 +174,15 @@ def build(
         sharing.share_cooldowns(_healths(relay, chutes_relay, others))
     admin = settings.admin_endpoint is not None
 
+    relay_of = {each.endpoint.path: each for each in relays}
+
     def refused(request: GatewayRequest, error: ApiError) -> None:
-        if request.path in routes:
-            routes[request.path].body_refused(request, error)
+        if request.path in relay_of:
+            relay_of[request.path].refused(request.request_id, request.received_bytes, error)
+
+    def abandoned(path: bytes, request_id: str, received: int) -> None:
+        if path in relay_of:
+            relay_of[path].abandoned(request_id, received)
 
     def public_root(explorer: "ExplorerParts | Callable[[], ApiError]") -> KleinResource:
         seen = explorer if callable(explorer) or not admin else attrs.evolve(explorer, admin_token=None)
@@ -223,7 +229,7 @@ def build(
     answers = KeptAnswers()
     closed = starting if settings.explorer_enabled else switched_off
     site = FrontSite(relay, public_root(closed), reactor, client_limits(settings), refused, connections, deadlines)
-    site.admit = partial(admit_to, chutes)
+    site.admit, site.abandoned = partial(admit_to, chutes), abandoned
 
     admin_site: GatewaySite | None = None
     if admin and link is None:

@@ -92,6 +92,14 @@ class FrontChannel(GatewayChannel):
             request.received_bytes = self._length - self._missing
         return request
 
+    def abandoned(self) -> None:
+        head = self._head
+        if head is None:
+            super().abandoned()
+        else:
+            path = head.target.partition(b"?")[0]
+            self.site.abandoned(path, self._request_id(head), self._length - self._missing)
+
     def written(self) -> int | None:
         return super().written() if self._downstream is None else self._downstream.written
 
@@ -177,6 +185,9 @@ class FrontChannel(GatewayChannel):
             return
         self._exchange = exchange
         exchange.start()
+
+    def _request_id(self, head: OrdinaryHead) -> str:
+        return acceptable_request_id(head.index.get(REQUEST_ID)) or next(self.site.random_ids)
 
     def _answer_over(self, record: RequestRecord, error: ApiError | None) -> None:
         self._exchange = None

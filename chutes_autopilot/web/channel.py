@@ -100,6 +100,7 @@ class GatewayChannel(TimedChannel):
             if call is not None:
                 call.cancel()
         self._probe = self._turn = self._look = None
+        self._client_left()
         super().connectionLost(reason)
         self.release()
         self._take_ahead()
@@ -288,6 +289,7 @@ class GatewayChannel(TimedChannel):
         to skip (RFC 9110 section 15.2), and where it has begun and stands still the client is taken to have left.
         """
         if self._lingering or not self._handlingRequest:
+            self._client_left()
             self.loseConnection()
         elif self._probe is None:
             self.persistent = self.persistent and bool(self._dataBuffer)
@@ -305,6 +307,17 @@ class GatewayChannel(TimedChannel):
             self.forceAbortClient()
         else:
             self.readConnectionLost()
+
+    def _client_left(self) -> None:
+        """Nothing more comes: tell of the request that was being received, once."""
+        if not self._lingering and self._receives(self.awaited()):
+            self.abandoned()
+
+    def abandoned(self) -> None:
+        """Tell of the request that was being received, if it is known what was asked."""
+        if self.requests:
+            request = self.requests[-1]
+            self.site.abandoned(request.path, request.request_id, request.received_bytes)
 
     def _probe_client(self, written_before: int | None, first: bool = True) -> None:
         self._probe = None

@@ -46,10 +46,6 @@ class ChatRoute:
         exchange.start()
         return done
 
-    def body_refused(self, request: GatewayRequest, error: ApiError) -> None:
-        """Count and log a request that was refused before all of it was received."""
-        self.relay.refused(request.request_id, request.received_bytes, error)
-
 
 def client_of(request: GatewayRequest) -> Client:
     """Who sends it, as far as it says so.

@@ -67,6 +67,8 @@ class GatewaySite(Site):
         self.date = DateLine()
         self.admit: Callable[[GatewayRequest], object] = _anybody
         """Raises the ApiError that a request gets before it is told that its body is too large."""
+        self.abandoned: Callable[[bytes, str, int], object] = lambda path, request_id, received: None
+        """Told of each request whose client left while it was being received: path, id, bytes of its body."""
 
     @property
     def max_request_bytes(self) -> int:

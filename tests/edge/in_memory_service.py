@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.edge.front import FrontSite
+from chutes_autopilot.errors import ApiError
 from chutes_autopilot.observe.metrics import Metrics
 from chutes_autopilot.policy.catalog import parse_catalog
 from chutes_autopilot.policy.failover import Timeouts
@@ -30,6 +31,7 @@ from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.models import ModelsRoute
 from chutes_autopilot.web.operations import OperationsRoute
 from chutes_autopilot.web.root import build_root
+from chutes_autopilot.web.site import GatewayRequest
 from chutes_autopilot.web.timed import ClientLimits
 
 NAMES = ("a/A", "b/B")
@@ -127,7 +129,11 @@ class World:
         chat = ChatRoute(relay)
         root = build_root(chat, ModelsRoute(snapshots), OperationsRoute(lambda: None, self.metrics))
         limits = ClientLimits(2000, 30, 60, 75)
-        site = FrontSite(relay, root, clock, limits, chat.body_refused, ClientConnections(10), deadlines)
+
+        def refused(request: GatewayRequest, error: ApiError) -> None:
+            relay.refused(request.request_id, request.received_bytes, error)
+
+        site = FrontSite(relay, root, clock, limits, refused, ClientConnections(10), deadlines)
         if not front:
             site.protocol = GatewayChannel
         self.channel = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 5))

@@ -201,6 +201,30 @@ async def test_a_429_is_passed_back_and_changes_no_choice(scripted: ScriptedUpst
     assert response.header("x-chutes-autopilot-selected") == "a/A"
 
 
+@pytest.mark.parametrize("leave", ["abortConnection", "loseConnection", "loseWriteConnection"])
+@pytest.mark.parametrize("sent", [1, 12, 13], ids=["request line", "head", "body"])
+async def test_a_client_that_leaves_while_it_still_sends_is_counted(
+    start_gateway: StartGateway, path: str, leave: str, sent: int
+) -> None:
+    """As soon as it is known what it asked for, and once; a client that asked for nothing is not."""
+    gateway = await start_gateway()
+    client = await gateway.connect()
+    client.transport.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+    if path == "reference":
+        client.transport.write(b"TE: trailers\r\n")
+    if sent > 1:
+        client.transport.write(b"Content-Length: 12\r\n\r\n" + b"{" * (sent - 12))
+    idle = await gateway.connect()
+    await gateway.get("/healthz")
+    for each in (client, idle):
+        getattr(each.transport, leave)()
+    await client.closed
+    while (metrics := await gateway.metrics())["client_connections"] != 1:
+        pass
+    assert metrics['requests_total{status="499"}'] == 1
+    assert metrics["requests_active"] == 0
+
+
 async def test_a_client_that_leaves_ends_the_upstream_stream(scripted: ScriptedUpstream, gateway: Gateway) -> None:
     """Mid-body, the upstream's connection is closed at once and the request is counted as 499."""
     scripted.scripts["a/A"] = respond(CHUNKED + chunk(b"data: one\n\n"))
