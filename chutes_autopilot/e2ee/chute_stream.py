@@ -106,7 +106,7 @@ class ChuteStreamOpener:
         assert self._slices is not None  # noqa: S101 - the caller looks
         try:
             return next(self._slices)
-        except ChuteProtocolError:
+        except Exception:
             self._slices = None
             raise
 

@@ -32,4 +32,7 @@ def in_words(error: BaseException) -> str:
 
 def server_of(url: str) -> str:
     """Host and port of a URL as they stand there, without credentials, path and query."""
-    return urlsplit(url).netloc.rpartition("@")[2]
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address that is none"

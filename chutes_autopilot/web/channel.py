@@ -85,6 +85,7 @@ class GatewayChannel(TimedChannel):
     _head_bytes = 0
     _header_lines: list[bytes]
     _probe: IDelayedCall | None = None
+    _end_read = False
     _look: IDelayedCall | None = None
     direct_write: Write = staticmethod(queue)
     """What gives bytes to the transport, past twisted.web, in the quickest way there is for it."""
@@ -288,15 +289,20 @@ class GatewayChannel(TimedChannel):
         is the answer itself. Where it does not begin in time it is a 100 Continue, which every HTTP/1.1 client has
         to skip (RFC 9110 section 15.2), and where it has begun and stands still the client is taken to have left.
         """
+        self._end_read = True
         if self._lingering or not self._handlingRequest:
             self._client_left()
             self.loseConnection()
-        elif self._probe is None:
+        else:
             self.persistent = self.persistent and bool(self._dataBuffer)
+            self._begin_probing()
+
+    def _begin_probing(self) -> None:
+        if self._probe is None:
             self._probe = self.callLater(PROBE_SECONDS, self._probe_client, self.written())
 
     def _look_for_client(self) -> None:
-        """Of a client that is read no more: do what its end would have brought about, had it been read."""
+        """Of a client that is read no more: find out whether it has left, or only sends no more than is unread."""
         self._look = None
         poll = select.poll()
         poll.register(_innermost(self.transport).getHandle(), _SENDS_NO_MORE)
@@ -306,7 +312,7 @@ class GatewayChannel(TimedChannel):
         elif self.isSecure() or events[0][1] & (select.POLLERR | select.POLLHUP):
             self.forceAbortClient()
         else:
-            self.readConnectionLost()
+            self._begin_probing()
 
     def _client_left(self) -> None:
         """Nothing more comes: tell of the request that was being received, once."""
@@ -323,7 +329,8 @@ class GatewayChannel(TimedChannel):
         self._probe = None
         written = self.written()
         if self._lingering or not self._handlingRequest:
-            self.loseConnection()
+            if self._end_read:  # else what is still unread may be a request; its end is read behind it
+                self.loseConnection()
             return
         silent = first and written == written_before and not self._turn_is_next
         was_reset = self.transport.getHandle().getsockopt(SOL_SOCKET, SO_ERROR) != 0

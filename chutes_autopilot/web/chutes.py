@@ -98,15 +98,27 @@ class Encryption:
         """The request in clear; its nonce is claimed by then."""
         policy, large = self.policy, len(body) > BYTES_AT_ONCE
         begin = partial(_begun, body, exchange, policy, self.unix_time(), self.not_before)
-        sealed = await self.in_thread(begin) if large else begin()
+        sealed = await self._in_thread(begin) if large else begin()
         if exchange.nonce is not None and exchange.timestamp is not None:
             name = claim_name(exchange.server_key.public, exchange.nonce)
             await self.claims.claim(name, claim_expiry(exchange.timestamp, policy.window, policy.skew))
         try:
             finish = partial(_finished, sealed, large)
-            return await self.in_thread(finish) if large or sealed.fields > FIELDS_AT_ONCE else finish()
+            return await self._in_thread(finish) if large or sealed.fields > FIELDS_AT_ONCE else finish()
         except ApiError as error:
             _ask_for_a_new_nonce(error, exchange)
+            raise
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        """Do the work in a thread, or, should the client leave before its turn comes, not at all.
+
+        What waits in a pool cannot be taken back, but its body can.
+        """
+        waiting = [work]
+        try:
+            return await self.in_thread(lambda: waiting.pop()() if waiting else None)
+        except CancelledError:
+            waiting.clear()
             raise
 
     def answer(self, observer: IAttemptObserver, exchange: SealedExchange, model: str) -> SealedAnswer:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
-from attrs import define, field
+from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
@@ -24,7 +25,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.upstream.deadlines import Deadlines
-from chutes_autopilot.web.channel import LINGER_SECONDS
+from chutes_autopilot.web.channel import LINGER_SECONDS, LOOK_SECONDS, PROBE_SECONDS
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.request_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_LINE
 from chutes_autopilot.web.site import ClientLimits, GatewayRequest, GatewaySite
@@ -394,3 +395,27 @@ def test_no_bytes_break_the_connection(data: bytes) -> None:
     assert len(served) == len(seen)
     assert statuses == served + ([] if not refusals else [statuses[-1]])
     assert len(refusals) <= 1
+
+
+def test_a_client_that_is_read_no_more_may_end_behind_a_request_that_is_still_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its end is seen before it is read, and the connection is closed when it is read."""
+    peer = Peer()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(peer.transport, "getHandle", lambda: ours, raising=False)
+        peer.channel.site.limits = evolve(LIMITS, max_request_bytes=100_000)
+        peer.resource.hold = True
+        peer.send(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
+        peer.send(b"POST /second HTTP/1.1\r\nHost: a\r\nContent-Length: 80000\r\n\r\n" + b"x" * 70_000)
+        theirs.shutdown(socket.SHUT_WR)
+        peer.clock.advance(LOOK_SECONDS)
+        peer.answer()
+        peer.clock.advance(PROBE_SECONDS)
+        assert not peer.transport.disconnecting
+        peer.send(b"x" * 10_000)
+        peer.channel.readConnectionLost()
+        assert [uri for uri, _ in peer.resource.seen] == [b"/first", b"/second"]
+        peer.answer()
+        assert (peer.statuses, peer.transport.disconnecting) == ([200, 200], True)

@@ -36,8 +36,8 @@ class Opening:
             lambda: KEYS, POLICY, nothing, self.claims, None, lambda: NOW, nothing, self.in_thread
         )
         self.opened: list[OpenedRequest] = []
-        self.errors: list[ApiError] = []
-        opening = Deferred.fromCoroutine(self.encryption.open(body.encode(), exchange))
+        self.errors: list[Any] = []
+        self.opening = opening = Deferred.fromCoroutine(self.encryption.open(body.encode(), exchange))
         opening.addCallbacks(self.opened.append, lambda failure: self.errors.append(failure.value))
 
     def in_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
@@ -83,3 +83,11 @@ def test_what_fails_after_the_claim_asks_for_a_new_nonce() -> None:
     opening.work_on()
     opening.work[0][1].errback(ApiError("invalid_body", "It fails."))
     assert [error.message for error in opening.errors] == ["It fails. To try again, send a new nonce."]
+
+
+def test_a_client_that_left_has_no_work_left_in_the_queue_of_the_threads() -> None:
+    """Nor does its body wait there."""
+    opening = Opening("x" * BYTES_AT_ONCE)
+    opening.opening.cancel()
+    ((work, _),) = opening.work
+    assert work() is None

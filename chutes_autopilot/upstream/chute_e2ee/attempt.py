@@ -289,16 +289,19 @@ class ChuteAttempt:
         self._turn, opener = None, self._opener
         if self._paused or opener is None:
             return
-        if opener.more:
-            self._open_slice(opener, opener.take)
-        else:
-            match self._unopened.popleft():
-                case bytes(data):
-                    self._open_slice(opener, partial(opener.feed, data))
-                case None:
-                    self._open_slice(opener, opener.end)
-                case failure:
-                    self.failed(failure)
+        try:
+            if opener.more:
+                self._open_slice(opener, opener.take)
+            else:
+                match self._unopened.popleft():
+                    case bytes(data):
+                        self._open_slice(opener, partial(opener.feed, data))
+                    case None:
+                        self._open_slice(opener, opener.end)
+                    case failure:
+                        self.failed(failure)
+        except Exception:  # noqa: BLE001 - nobody else hears of it: there is no connection above a later turn
+            self._unexpected(Failure())
         self._take_turns()
         if not (self._opens_more or self._paused) and self._invocation is not None:
             self._invocation.resume()
