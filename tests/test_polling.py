@@ -516,11 +516,24 @@ def test_an_answer_to_a_request_that_was_not_sent_is_none(line: Line, up: PlainU
 
 def test_nor_is_what_comes_before_the_first_part_of_a_large_one_was_sent(up: PlainUpstream) -> None:
     """It goes out when the socket was found to have room, which may be turns later."""
-    up.says(STRAY)
     up.upstream.connection.send(b"z" * (SEND_SLICE_BYTES + 1), up.upstream)
+    up.says(STRAY)
     up.reactor.runUntilCurrent()
     up.reactor.doIteration(0.2)
     assert up.upstream.told == SPOILED
+
+
+@pytest.mark.parametrize("size", [4, SEND_SLICE_BYTES + 1])
+def test_nor_is_what_had_come_before_a_request_is_sent_between_two_turns(up: PlainUpstream, size: int) -> None:
+    """As after a pause, or when a thread has done its work; nothing of the request is sent."""
+    up.says(STRAY)
+    up.upstream.connection.send(b"z" * size, up.upstream)
+    up.reactor.runUntilCurrent()
+    up.reactor.doIteration(0.2)
+    up.reactor.runUntilCurrent()
+    assert up.upstream.told == [*SPOILED, "lost"]
+    with pytest.raises(ConnectionResetError):
+        up.peer.recv(9)
 
 
 def test_nor_is_what_had_come_before_the_request_was_sent_in_a_long_turn(

@@ -10,7 +10,7 @@ from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chutes_autopilot.upstream.direct import Write, best_write, queue, sends_to, unsent_bytes
+from chutes_autopilot.upstream.direct import Write, best_write, is_readable, queue, sends_to, unsent_bytes
 from chutes_autopilot.wire.http1 import (
     REUSABLE,
     Body,
@@ -92,7 +92,8 @@ class UpstreamConnection(Protocol):
 
     Whose answer. What had come before a byte of a request reached the socket is no answer to it; mostly it is more than
     one to the request before. So the connection is spoiled, and whoever waits is told that it broke while `silent`.
-    What is read in the turn of the reactor in which the request was sent had come before. A large request may be
+    What is read in the turn of the reactor in which the request was sent had come before, and where it is sent between
+    two turns the socket is asked. A large request may be
     answered before all of it was sent; then the upstream may not read the rest, and the connection carries no other.
 
     :param secure: whether a TLS handshake comes before the connection is usable.
@@ -138,7 +139,13 @@ class UpstreamConnection(Protocol):
         """Send a request, head and body; ``receiver`` hears of the response until its ``end`` or ``broken``."""
         self._receiver = receiver
         self.silent = True
-        self._turn = self._sends.turn
+        sends = self._sends
+        if not sends.gathering and is_readable(self._tcp):
+            # outside of the reactor's look at its sockets, so what is to be read is read first, in the next look
+            self._size = self._left = SURE_BYTES + 1
+            self._tcp.reactor.callLater(0, self._send_behind, request, receiver)
+            return
+        self._turn = sends.turn
         self._size = size = len(request)
         if size <= SEND_SLICE_BYTES:
             self._write(self.transport, request)
@@ -146,6 +153,12 @@ class UpstreamConnection(Protocol):
         else:
             self._left = size
             self.transport.registerProducer(_Slices(self, request), False)
+
+    def _send_behind(self, request: bytes, receiver: ResponseReceiver) -> None:
+        """Send, if what was read meanwhile has not spoiled the connection."""
+        if self._receiver is receiver:
+            self._left = 0
+            self.send(request, receiver)
 
     def send_slice(self, data: bytes) -> None:
         """Write a slice of a large request."""

@@ -8,6 +8,7 @@ from array import array
 from contextlib import suppress
 from fcntl import ioctl
 from math import nan
+from socket import MSG_DONTWAIT, MSG_PEEK
 from termios import TIOCOUTQ
 from typing import Any, Protocol
 
@@ -143,6 +144,19 @@ def sends_to(transport: Any) -> Sends:
     """What gathers the sends of a transport's reactor, or gathers none."""
     sends: Sends = getattr(getattr(transport, "reactor", None), SENDS, None) or Sends()
     return sends
+
+
+def is_readable(transport: Any) -> bool:
+    """Whether the kernel has something for a transport of Twisted's, or its end, that was not read yet."""
+    if not isinstance(transport, Connection):
+        return False
+    try:
+        transport.socket.recv(1, MSG_PEEK | MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # it is broken, which the next look at it tells
+    return True
 
 
 def unsent_bytes(transport: Any) -> int:

@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ISystemHandle
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -22,6 +23,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
+from zope.interface import directlyProvides
 
 from chutes_autopilot.errors import ApiError
 from chutes_autopilot.upstream.deadlines import Deadlines
@@ -405,6 +407,7 @@ def test_a_client_that_is_read_no_more_may_end_behind_a_request_that_is_still_un
     ours, theirs = socket.socketpair()
     with ours, theirs:
         monkeypatch.setattr(peer.transport, "getHandle", lambda: ours, raising=False)
+        directlyProvides(peer.transport, ISystemHandle)
         peer.channel.site.limits = evolve(LIMITS, max_request_bytes=100_000)
         peer.resource.hold = True
         peer.send(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
