@@ -64,7 +64,7 @@ class ProxyError(Exception):
 
 
 class PlatformRefuses(ProxyError):
-    """The platform does not answer who asks without a key."""
+    """The platform does not answer who asks for this without a key, and no old answer is there."""
 
 
 @attrs.frozen
@@ -76,12 +76,14 @@ class ProxiedAnswer:
     :param body: exactly what the platform sent, white space around it left out; private chutes are still in it. In the
         place of a record that is no JSON stands null.
     :param items: how many records it holds, null among them.
+    :param refused: it is STALE because the platform refuses who asks without a key.
     """
 
     outcome: Literal["MISS", "HIT", "STALE"]
     age: int
     body: bytes = attrs.field(repr=False)
     items: int
+    refused: bool = False
 
 
 @attrs.define(eq=False)
@@ -234,7 +236,7 @@ class ProxiedJson(Service):
         except ProxyError as error:
             if old is None or error.status == 404:
                 raise
-            return self._answer("STALE", old)
+            return attrs.evolve(self._answer("STALE", old), refused=isinstance(error, PlatformRefuses))
         await self.cache.put(name, document)
         return self._answer("MISS", document)
 

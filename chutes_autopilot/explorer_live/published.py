@@ -4,15 +4,24 @@ To take private chutes out of an answer to the key is not enough: the total, the
 moved on to the next one, the size, and what was cached or missing still tell of them. Where the platform answers nobody
 without a key, visitors get pages cut out of the whole list that the key is shown, once only its public chutes are left.
 The whole list is 5000 chutes at most: among more, private ones would still take up places.
+
+What a visitor asks for may be refused by itself, so that says nothing of the platform. After a refusal it is therefore
+asked for the whole list, whose address nobody chooses::
+
+    refused ──▶ the whole list without the key ──▶ refused ──▶ closed: for a while the key is used
+                                                ├▶ answered ─▶ open: an old answer, or the refusal
+                                                └▶ failed ───▶ not known: an old answer, or that failure
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from attrs import define, evolve, field, frozen
 
 from chutes_autopilot.explorer.cache_names import (
     FULL_LISTING,
     MAX_LIMIT,
+    Document,
     ListingQuery,
     chute_document,
     listing_document,
@@ -23,6 +32,9 @@ from chutes_autopilot.storage.disk_cache import InThread
 
 CLOSED_SECONDS = 600.0
 """How long a platform that refused to answer without a key is not asked without one again."""
+
+OPEN_SECONDS = 60.0
+"""How long a platform that answered the whole list without a key is not asked for it again after another refusal."""
 
 
 @frozen
@@ -66,21 +78,19 @@ class Published:
     _now: Callable[[], float]
     _in_thread: InThread
     _closed_at: float | None = field(init=False, default=None)
+    _open_at: float | None = field(init=False, default=None)
 
     async def listing(
         self, query: ListingQuery, *, visitor: bool = False, fresh: bool = False, anew: bool = False
     ) -> PublishedListing:
         """A page of the listing; the options are those of ProxiedJson.get, as are its errors."""
-        how = {"visitor": visitor, "fresh": fresh, "anew": anew}
-        if not self._is_closed():
-            document = listing_document(query, self._base)
-            try:
-                answer = await self._documents.get(document.name, document.url, **how)
-                return PublishedListing(document.name, answer, False, query)
-            except PlatformRefuses:
-                self._close()
+        how = {"fresh": fresh, "anew": anew}
+        document = listing_document(query, self._base)
+        answer = await self._without_key(document, visitor, **how)
+        if answer is not None:
+            return PublishedListing(document.name, answer, False, query)
         whole = listing_document(evolve(query, page=0, limit=MAX_LIMIT), self._base, with_key=True)
-        answer = await self._documents.get(whole.name, whole.url, with_key=True, **how)
+        answer = await self._documents.get(whole.name, whole.url, with_key=True, visitor=visitor, **how)
         return PublishedListing(query.file_name, answer, True, query)
 
     async def whole(self, *, fresh: bool = False, anew: bool = False) -> ProxiedAnswer:
@@ -101,21 +111,70 @@ class Published:
 
         :param is_listed: whether the chute is known to everybody, as others are not asked for with the key.
         """
-        if not self._is_closed():
-            document = chute_document(chute_id, self._base)
-            try:
-                return await self._documents.get(document.name, document.url, may_be_missing=True, visitor=True)
-            except PlatformRefuses:
-                self._close()
+        answer = await self._without_key(chute_document(chute_id, self._base), True, may_be_missing=True)
+        if answer is not None:
+            return answer
         if not is_listed:
-            raise ProxyError(404, "not found", "The platform has no chute of this id.")
+            raise _no_such_chute()
         document = chute_document(chute_id, self._base, with_key=True)
         return await self._documents.get(document.name, document.url, with_key=True, may_be_missing=True, visitor=True)
 
-    def _is_closed(self) -> bool:
-        return self._closed_at is not None and 0 <= self._now() - self._closed_at < CLOSED_SECONDS
+    async def _without_key(self, document: Document, visitor: bool, **how: bool) -> ProxiedAnswer | None:
+        """What everybody gets; None where the platform is closed and there is a key to ask with.
 
-    def _close(self) -> None:
-        if not self._has_key:
-            raise ProxyError(503, "the platform refuses to answer", "The operator must set CHUTES_API_KEY.") from None
-        self._closed_at = self._now()
+        :raises ProxyError: there is no answer; 404 for a chute that an open platform refuses.
+        """
+        if self._has_key and self._is_closed():
+            return None
+        old: ProxiedAnswer | None = None
+        with suppress(PlatformRefuses):
+            old = await self._documents.get(document.name, document.url, visitor=visitor, **how)
+            if not old.refused:
+                return old
+        is_chute = document.kind == "chute"
+        try:
+            closed = await self._find_closed(document, visitor)
+        except ProxyError:
+            if old is None or is_chute:
+                raise
+            return old
+        if closed and self._has_key:
+            return None
+        if is_chute and not closed:  # it may have become private, so that an old answer is nobody's any more
+            raise _no_such_chute()
+        if old is not None:
+            return old
+        if closed:
+            raise ProxyError(503, "the platform refuses to answer", "The operator must set CHUTES_API_KEY.")
+        raise ProxyError(502, "the platform refuses this", "Ask for something else, or again later.")
+
+    async def _find_closed(self, refused: Document, visitor: bool) -> bool:
+        """Whether a platform that refused this refuses everything; raises ProxyError where that is not known."""
+        whole = listing_document(FULL_LISTING, self._base)
+        if refused != whole:
+            if self._is_closed():
+                return True
+            if self._within(self._open_at, OPEN_SECONDS):
+                return False
+            try:
+                answer = await self._documents.get(whole.name, whole.url, visitor=visitor, fresh=True)
+            except PlatformRefuses:
+                pass
+            else:
+                if answer.outcome == "STALE" and not answer.refused:
+                    raise ProxyError(502, "the platform cannot be reached", "Ask again in a moment.")
+                if not answer.refused:
+                    self._open_at = self._now()
+                    return False
+        self._closed_at, self._open_at = self._now(), None
+        return True
+
+    def _is_closed(self) -> bool:
+        return self._within(self._closed_at, CLOSED_SECONDS)
+
+    def _within(self, at: float | None, seconds: float) -> bool:
+        return at is not None and 0 <= self._now() - at < seconds
+
+
+def _no_such_chute() -> ProxyError:
+    return ProxyError(404, "not found", "The platform has no chute of this id.")

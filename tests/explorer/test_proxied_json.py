@@ -156,13 +156,16 @@ async def test_what_one_process_fetched_another_serves(one: Fixture, directory: 
 
 @pytest.mark.parametrize("how", ["network", "timeout", "too_large", 500, 429, 404, 302, 401, b"<html>", b"", b"7"])
 async def test_for_want_of_a_new_answer_the_old_one_is_served(one: Fixture, how: Any) -> None:
-    """STALE with its true age, for every kind of failure; the failure itself is not kept: the next one asks again."""
+    """STALE with its true age, for every kind of failure; the failure itself is not kept: the next one asks again.
+
+    Only a refusal is told apart.
+    """
     await one.filled()
     for age in (600, 601):
         one.clock.advance(age - (one.clock.seconds() - 1_000_000.0))
         asked = one.get()
         fail(one.platform, how)
-        assert await asked == ProxiedAnswer("STALE", age, b'{"data":[1,2]}', 2)
+        assert await asked == ProxiedAnswer("STALE", age, b'{"data":[1,2]}', 2, refused=how == 401)
     asked = one.get()
     one.platform.answer(b"[]")
     assert (await asked).outcome == "MISS"
