@@ -21,6 +21,7 @@ from chutes_autopilot.control.snapshots import SnapshotHolder
 from chutes_autopilot.control_composition import FetchWhole
 from chutes_autopilot.demo.past import SimulatedPast
 from chutes_autopilot.demo.world import SimulatedWorld
+from chutes_autopilot.explorer.cache_names import is_known
 from chutes_autopilot.explorer.changes import Change
 from chutes_autopilot.explorer.webhook_config import WebhookConfigError, WebhookEndpoint, parse_webhooks
 from chutes_autopilot.explorer_live.budget import BudgetedFetch
@@ -277,7 +278,7 @@ def _documents(
     in_thread: InThread,
     shared: SharedAnswers | None,
 ) -> ProxiedJson:
-    cache = DiskCache(directory, in_thread)
+    cache = DiskCache(directory, in_thread, known=is_known)
     budgeted = BudgetedFetch(fetch, reactor.seconds)
     asked, asked_for_visitors, asked_anew = (
         (fetch, budgeted, fetch)

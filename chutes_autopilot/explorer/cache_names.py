@@ -1,7 +1,8 @@
 """The platform's documents that visitors may ask for: their parameters, addresses and the names of their cache files.
 
-A name is as the predecessor's users know it, whatever is unsafe in it being encoded; two documents never share one,
-and no name is a path.
+A name is as the predecessor's users know it, whatever is unsafe in it being encoded, but for its end: that says whether
+the operator's key was sent, for files without such an end, of earlier versions, may hold private chutes. Two documents
+never share a name, and no name is a path.
 """
 
 import re
@@ -21,8 +22,9 @@ MAX_TEXT = 128
 
 V1_NAME = "v1_models_all.json"
 
-_OF_KEY = "_key.json"
-"""How the name of what the platform said to the operator's key ends: nobody who asks without can be given that."""
+_OF_KEY, _OPEN = "_key.json", "_open.json"
+"""How the names of what the platform said to the operator's key and to anybody end: who asks without the key can never
+be given what was said to it."""
 
 _LONGEST_VALUE = 80
 _NULL = "null"
@@ -65,7 +67,7 @@ class ListingQuery:
 
     @property
     def file_name(self) -> str:
-        """The name of the cache file."""
+        """What the names of its cache files, with and without the key, are made of."""
         schemas = "" if self.include_schemas else "_schfalse"
         return (
             f"models_p{self.page}_l{self.limit}_t{_encoded(self.template)}_n{_encoded(self.name)}"
@@ -139,9 +141,10 @@ def document_of(name: str, base: str, models_url: str) -> Document | None:
     """The document that a cache file holds; None where its name does not tell (a long text in it, or none of ours)."""
     if name == V1_NAME:
         return v1_document(models_url)
-    with_key = is_of_key(name)
-    if with_key:
-        name = name.removesuffix(_OF_KEY) + ".json"
+    if not is_known(name):
+        return None
+    with_key = not is_open(name)
+    name = name.removesuffix(_OF_KEY if with_key else _OPEN) + ".json"
     if found := _CHUTE.fullmatch(name):
         return chute_document(found[1], base, with_key=with_key) if canonical_chute_id(found[1]) else None
     parts = _LISTING.fullmatch(name)
@@ -158,13 +161,18 @@ def document_of(name: str, base: str, models_url: str) -> Document | None:
     return listing_document(query, base, with_key=with_key) if query.file_name == name else None
 
 
-def is_of_key(name: str) -> bool:
-    """Whether a cache file holds what the platform said to the operator's key."""
-    return name.endswith(_OF_KEY)
+def is_known(name: str) -> bool:
+    """Whether a cache file's name says to whom the platform said what is in it."""
+    return is_open(name) or name.endswith(_OF_KEY)
+
+
+def is_open(name: str) -> bool:
+    """Whether a cache file holds what the platform says to anybody."""
+    return name == V1_NAME or name.endswith(_OPEN)
 
 
 def _kept_apart(name: str, with_key: bool) -> str:
-    return name.removesuffix(".json") + _OF_KEY if with_key else name
+    return name.removesuffix(".json") + (_OF_KEY if with_key else _OPEN)
 
 
 def _flag(value: bool) -> str:

@@ -57,6 +57,7 @@ class DiskCache:
     serves. Whether a document is still fresh is the caller's to judge. Nothing is forgotten by age.
 
     :param in_thread: where files are read and written.
+    :param known: of a name; other files of the cache that earlier processes left are removed.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DiskCache:
         directory: Path,
         in_thread: InThread,
         *,
+        known: Callable[[str], bool] = lambda name: True,
         max_entries: int = MAX_ENTRIES,
         max_entry_bytes: int = MAX_ENTRY_BYTES,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
@@ -71,6 +73,7 @@ class DiskCache:
     ) -> None:
         self._directory = directory
         self._in_thread = in_thread
+        self._known = known
         self._max_entries = max_entries
         self._max_entry_bytes = min(max_entry_bytes, max_memory_bytes)
         self._max_memory_bytes = max_memory_bytes
@@ -88,12 +91,13 @@ class DiskCache:
             self._say(error)
             return
         self._usable = True
+        unknown = [self._directory / name for name, _, _ in found if not self._known(name)]
         for name, fetched_at, size in reversed(found):
-            if name not in self._entries:
+            if self._known(name) and name not in self._entries:
                 self._entries[name] = _Entry(fetched_at, size, on_disk=True)
                 self._entries.move_to_end(name, last=False)
         async with self._writing:
-            await self._in_thread(_remove_all, self._surplus())
+            await self._in_thread(_remove_all, unknown + self._surplus())
 
     def peek(self, name: str) -> CachedJson | None:
         """The document where it is in memory: at once."""

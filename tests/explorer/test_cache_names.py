@@ -11,7 +11,8 @@ from chutes_autopilot.explorer.cache_names import (
     ListingQuery,
     chute_document,
     document_of,
-    is_of_key,
+    is_known,
+    is_open,
     listing_document,
     read_listing_query,
     v1_document,
@@ -84,16 +85,17 @@ def test_a_name_leads_back_to_its_document(query: ListingQuery, with_key: bool) 
     """So a refresh can fetch what is cached; only a text too long for a file name cannot be told from its digest."""
     document = listing_document(query, BASE, with_key=with_key)
     assert is_safe_name(document.name)
-    assert is_of_key(document.name) is with_key
+    assert (is_known(document.name), is_open(document.name)) == (True, not with_key)
     assert document_of(document.name, BASE, MODELS) in ([document] if "~" not in document.name else [None])
 
 
 def test_chutes_and_the_catalog_have_documents_too() -> None:
     """A chute's is asked for with or without the key, which is never one document; the catalog's never with it."""
-    for with_key, name in ((False, f"chute_{UUID}.json"), (True, f"chute_{UUID}_key.json")):
+    for with_key, name in ((False, f"chute_{UUID}_open.json"), (True, f"chute_{UUID}_key.json")):
         chute = chute_document(UUID.upper(), BASE, with_key=with_key)
         assert (chute.name, chute.url, chute.with_key) == (name, f"{BASE}/chutes/{UUID}", with_key)
         assert document_of(chute.name, BASE, MODELS) == chute
+        assert (is_known(chute.name), is_open(chute.name)) == (True, not with_key)
     catalog = v1_document(MODELS)
     assert (catalog.name, catalog.url, catalog.with_key) == ("v1_models_all.json", MODELS, False)
     assert document_of(catalog.name, BASE, MODELS) == catalog
@@ -101,7 +103,15 @@ def test_chutes_and_the_catalog_have_documents_too() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "x", f"chute_{'z' * 36}.json", "models_p0_l01_tnull_nnull_pubtrue.json", "models_p0_l1_t_n_pubtrue.json"],
+    [
+        "",
+        "x",
+        f"chute_{'z' * 36}_open.json",
+        f"chute_{UUID}.json",
+        "models_p0_l1_tnull_nnull_pubtrue.json",
+        "models_p0_l01_tnull_nnull_pubtrue_open.json",
+        "models_p0_l1_t_n_pubtrue_open.json",
+    ],
 )
 def test_other_names_are_no_documents(name: str) -> None:
     """A file that no query would have made leads nowhere."""

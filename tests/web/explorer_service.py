@@ -14,6 +14,7 @@ from twisted.internet.testing import StringTransport
 
 from chutes_autopilot.control.snapshots import Snapshot, SnapshotHolder
 from chutes_autopilot.errors import ApiError
+from chutes_autopilot.explorer.cache_names import is_known
 from chutes_autopilot.explorer.listing import read_listing
 from chutes_autopilot.explorer.loads import read_loads
 from chutes_autopilot.explorer.merge import Merged, merge
@@ -226,7 +227,7 @@ class Service:
         self.truth = sample_truth() if truth is None else truth
         self.history = SampleHistory()
         self.documents = ProxiedJson(
-            DiskCache(directory, execute), self._fetch, 600.0, self.clock.seconds, execute, KEY
+            DiskCache(directory, execute, known=is_known), self._fetch, 600.0, self.clock.seconds, execute, KEY
         )
         self.documents.startService()
         has_key, show_private = parts.get("api_key_configured", True), parts.get("show_private", False)

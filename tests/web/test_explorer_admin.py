@@ -10,7 +10,7 @@ from chutes_autopilot.upstream.fetch import FetchedAnswer
 from chutes_autopilot.web.explorer.parts import ExplorerParts
 
 PATH = "/api/cache/refresh"
-FULL = "models_p0_l5000_tnull_nnull_pubtrue_schfalse.json"
+FULL = "models_p0_l5000_tnull_nnull_pubtrue_schfalse_open.json"
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_a_refresh_fetches_what_is_cached_and_the_sources(service: Service) -> N
     assert outcomes == {
         FULL: ("MISS", 5),
         "v1_models_all.json": ("failed", None),
-        f"chute_{uuid(1)}.json": ("MISS", 1),
-        "models_p0_l100_tnull_na%2Fb_pubtrue.json": ("MISS", 5),
+        f"chute_{uuid(1)}_open.json": ("MISS", 1),
+        "models_p0_l100_tnull_na%2Fb_pubtrue_open.json": ("MISS", 5),
         "models_p0_l100_tnull_nnull_pubtrue_key.json": ("MISS", 6),
     }
     assert len(service.asked) == 5

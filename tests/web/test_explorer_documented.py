@@ -183,7 +183,7 @@ def test_nothing_outside_the_cache_is_written_or_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "chute_x.json"]
     written = sorted(path.name for path in service.directory.iterdir())
     assert len(written) == 8
-    assert all(name.startswith("models_p0_l100_tnull_n") and name.endswith("_pubtrue.json") for name in written)
+    assert all(name.startswith("models_p0_l100_tnull_n") and name.endswith("_pubtrue_open.json") for name in written)
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in service.directory.iterdir())
 
 
@@ -245,11 +245,22 @@ def test_the_cache_says_what_is_in_it(service: Service) -> None:
     assert (status["cacheDuration"], status["inMemoryEntries"], status["diskFiles"]) == (600, 2, 2)
     assert service.get("/api/health").json["cache"]["inMemoryEntries"] == 2
     assert [(each["key"], each["age"], each["valid"], each["itemCount"]) for each in status["entries"]] == [
-        (f"chute_{uuid(1)}.json", 0, True, 1),
-        ("models_p0_l100_tnull_nnull_pubtrue.json", 600, False, len(PUBLIC)),
+        (f"chute_{uuid(1)}_open.json", 0, True, 1),
+        ("models_p0_l100_tnull_nnull_pubtrue_open.json", 600, False, len(PUBLIC)),
     ]
     everything = service.get("/api/cache/status", ADMIN).json
     assert (everything["inMemoryEntries"], everything["diskFiles"], len(everything["entries"])) == (3, 3, 3)
+
+
+def test_files_that_do_not_say_who_was_told_what_is_in_them_are_removed(tmp_path: Path) -> None:
+    """Those of the predecessor may hold what was said to the key, so no visitor is told that there are any."""
+    old = [f"chute_{uuid(66)}.json", "models_p0_l100_tnull_nnull_pubtrue.json", "v1_models_all.json"]
+    for name in old:
+        (tmp_path / name).write_bytes(b'{"timestamp": 1800000000000, "data": %b}' % LISTING_BODY)
+    service = Service(tmp_path)
+    assert [each["key"] for each in service.get("/api/cache/status").json["entries"]] == old[2:]
+    assert [path.name for path in tmp_path.iterdir()] == old[2:]
+    assert (service.get("/api/models").headers["x-cache"], len(service.asked)) == ("MISS", 1)
 
 
 def test_the_cache_survives_a_restart(tmp_path: Path) -> None:

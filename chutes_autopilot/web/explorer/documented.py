@@ -10,7 +10,7 @@ from chutes_autopilot.explorer.cache_names import (
     FULL_LISTING,
     Document,
     chute_document,
-    is_of_key,
+    is_open,
     listing_document,
     read_listing_query,
     v1_document,
@@ -158,7 +158,7 @@ class DocumentedRoutes:
 
     def _listed(self, sees_all: bool) -> list[CacheEntry]:
         """What is in the cache, as far as the caller may know."""
-        return [entry for entry in self._parts.documents.cache.entries() if sees_all or not is_of_key(entry.name)]
+        return [entry for entry in self._parts.documents.cache.entries() if sees_all or is_open(entry.name)]
 
     def _entry(self, entry: CacheEntry) -> dict[str, Any]:
         age = self._parts.now() - entry.fetched_at
