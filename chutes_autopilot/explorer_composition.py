@@ -218,6 +218,7 @@ def _webhooks(
         random,
         _all_claimed if sharing is None else sharing.changes.claim,
         attempts,
+        None if sharing is None else sharing.changes.give_back,
     )
 
 

@@ -58,6 +58,7 @@ class Sender(Protocol):
 
 
 Claim = Callable[[Sequence[Change]], Awaitable[Sequence[tuple[Change, str]]]]
+GiveBack = Callable[[Sequence[str]], Awaitable[None]]
 
 
 class Webhooks(Service):
@@ -67,6 +68,7 @@ class Webhooks(Service):
     :param random: evenly distributed in [0, 1).
     :param claim: of changes those that are to be told by this process, each with the id of its message: unguessable,
         without dots, the same where another process tells the same change.
+    :param give_back: lets other processes tell what was claimed for messages with these ids.
     :param attempts: counts attempts by outcome: ``delivered``, ``failed``, ``dead``, ``gone``.
     """
 
@@ -80,6 +82,7 @@ class Webhooks(Service):
         random: Callable[[], float],
         claim: Claim,
         attempts: Counter[str],
+        give_back: GiveBack | None = None,
     ) -> None:
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self._queue = queue
@@ -88,12 +91,14 @@ class Webhooks(Service):
         self._now = now
         self._random = random
         self._claim = claim
+        self._give_back = give_back
         self._attempts = attempts
         self._flights: dict[int, str] = {}  # the endpoints of the deliveries that are under way
         self._failing: set[str] = set()
         self._gone: set[str] = set()
         self._queue_failing = False
         self._working: set[Deferred[None]] = set()
+        self._telling: set[Deferred[None]] = set()  # those of them that would lose what they have claimed
         self._nap: Deferred[None] | None = None
         self._woken = False
 
@@ -103,7 +108,7 @@ class Webhooks(Service):
         self._begin(self._deliver_all(), "delivering webhooks")
 
     def stopService(self) -> Deferred[None]:
-        """Give up what is under way, which counts as not attempted, and keep all that waits."""
+        """Give up what is being delivered, which counts as not attempted, and keep all that waits or happened."""
         super().stopService()
         return Deferred.fromCoroutine(self._stopped())
 
@@ -114,7 +119,9 @@ class Webhooks(Service):
         }
         told = [change for change in changes if change.type in wanted]
         if told and self.running:
-            self._begin(self._tell(told), "queueing webhooks")
+            telling = self._begin(self._tell(told), "queueing webhooks")
+            self._telling.add(telling)
+            telling.addBoth(lambda _: self._telling.discard(telling))
 
     @property
     def waiting(self) -> int:
@@ -139,13 +146,16 @@ class Webhooks(Service):
         return await self._queue.forget(number)
 
     async def _tell(self, changes: Sequence[Change]) -> None:
-        messages = list(self._messages(await self._claim(changes)))
+        claimed = await self._claim(changes)
+        messages = list(self._messages(claimed))
         if not messages:
             return
         try:
             dropped = await self._queue.add(messages, self._now())
         except DatabaseUnavailable as error:
             events.webhook_events_lost(len(messages), error.reason)
+            if self._give_back is not None:
+                await self._give_back([message_id for _, message_id in claimed])
             return
         if dropped:
             self._attempts["dead"] += dropped
@@ -273,16 +283,18 @@ class Webhooks(Service):
             if timer.active():
                 timer.cancel()
 
-    def _begin(self, work: Coroutine[Deferred[Any], Any, None], what: str) -> None:
+    def _begin(self, work: Coroutine[Deferred[Any], Any, None], what: str) -> Deferred[None]:
         def failed(failure: Failure) -> None:
             if not failure.check(CancelledError):
                 events.failed_unexpectedly(failure, what)
 
         working = Deferred.fromCoroutine(work)
         self._working.add(working)
-        working.addErrback(failed).addBoth(lambda _: self._working.discard(working))
+        return working.addErrback(failed).addBoth(lambda _: self._working.discard(working))
 
     async def _stopped(self) -> None:
+        # what is claimed nobody else tells; this takes no longer than Redis and the queue's file may
+        await gatherResults(tuple(self._telling))
         working = tuple(self._working)
         for work in working:
             work.cancel()

@@ -5,17 +5,20 @@ field what was told last, so whoever notices first tells it, and nobody else doe
 news each time. Where Redis is away, each tells: all with the same id, as far as they see the change on one day.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from struct import Struct
+from typing import Any
 
 import msgspec
 from attrs import define, evolve
+from attrs import field as attribute
 from twisted.internet.defer import Deferred
 
 from chutes_autopilot.explorer.changes import Change, FieldChange
 from chutes_autopilot.policy.shared_values import PREFIX, owned_name
-from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable
+from chutes_autopilot.storage.redis_connection import RedisConnection, RedisUnavailable, Words
 
 KEPT_SECONDS = 86_400
 """How much later than the first another replica may notice a change."""
@@ -24,6 +27,9 @@ BATCH = 100
 """Fields in one go."""
 
 MAX_TOLD_BYTES = 24
+
+MAX_REMEMBERED = 4096
+"""Messages of this process that can be given back; some 300 bytes each."""
 
 _AT = Struct(">d")
 
@@ -41,6 +47,8 @@ class SharedChanges:
     _naming: bytes
     _fleet: str
     _settled: Callable[[], Deferred[None]]
+    _former: OrderedDict[str, Mapping[str, tuple[bytes, bytes | None]]] = attribute(init=False, factory=OrderedDict)
+    """By message: of each key what names the change that was claimed, and what it held before."""
 
     async def claim(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
         """Those that no other replica has told, without the fields that one has, each with the id of its message."""
@@ -55,8 +63,38 @@ class SharedChanges:
             news = [(field, data) for field, data in last if not self._same(change, field, data)]
             if news:
                 fields = tuple(field for field, _ in news if field is not None)
-                claimed.append((evolve(change, fields=fields), self._id(change, news)))
+                message_id = self._id(change, news)
+                claimed.append((evolve(change, fields=fields), message_id))
+                self._remember(message_id, change, news)
         return claimed
+
+    async def give_back(self, message_ids: Iterable[str]) -> None:
+        """Let other replicas tell what was claimed for these messages, as far as they notice it from now on.
+
+        Where somebody has claimed another change since, that one stays; but for one of the very moment between.
+        """
+        former = {key: held for message_id in message_ids for key, held in self._former.pop(message_id, {}).items()}
+        keys = list(former)
+        try:
+            for start in range(0, len(keys), BATCH):
+                batch = keys[start : start + BATCH]
+                found = await self._redis.pipeline(*[("GET", key) for key in batch])
+                # others that noticed the same have only set the time of it
+                ours = [key for key, data in zip(batch, found, strict=True) if _begins(data, former[key][0])]
+                if ours:
+                    await self._redis.pipeline(*[self._restoring(key, former[key][1]) for key in ours])
+        except RedisUnavailable:
+            return  # what is noticed until Redis is back is told by each
+
+    def _restoring(self, key: str, told: bytes | None) -> Words:
+        return ("DEL", key) if told is None else ("SET", key, told, "EX", KEPT_SECONDS)
+
+    def _remember(
+        self, message_id: str, change: Change, news: Iterable[tuple[FieldChange | None, bytes | None]]
+    ) -> None:
+        self._former[message_id] = {self._key(change, field): (self._name(change, field), told) for field, told in news}
+        while len(self._former) > MAX_REMEMBERED:
+            self._former.popitem(last=False)
 
     async def _told(self, parts: Sequence[tuple[Change, FieldChange | None]]) -> list[bytes | None]:
         """What was told last of each field, which these are from now on; None where that is not known."""
@@ -95,3 +133,7 @@ class SharedChanges:
         for field, told in news:
             digest.update(self._name(change, field) + (told or b"%d" % (change.at // KEPT_SECONDS)))
         return f"msg_{digest.hexdigest()}"
+
+
+def _begins(data: Any, name: bytes) -> bool:
+    return isinstance(data, bytes) and data.startswith(name)

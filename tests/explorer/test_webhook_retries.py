@@ -19,7 +19,14 @@ from chutes_autopilot.explorer.changes import Change, ChangeType
 from chutes_autopilot.explorer.webhook_config import WebhookEndpoint
 from chutes_autopilot.explorer.webhook_events import EVENT_TYPES, EventType
 from chutes_autopilot.explorer_live.webhook_sending import SendFailed
-from chutes_autopilot.explorer_live.webhooks import MAX_AT_ONCE, MAX_AT_ONCE_PER_ENDPOINT, RETRY_DELAYS, Claim, Webhooks
+from chutes_autopilot.explorer_live.webhooks import (
+    MAX_AT_ONCE,
+    MAX_AT_ONCE_PER_ENDPOINT,
+    RETRY_DELAYS,
+    Claim,
+    GiveBack,
+    Webhooks,
+)
 from chutes_autopilot.storage.sqlite_database import DatabaseUnavailable
 from chutes_autopilot.storage.webhook_queue import DeadLetter, WebhookQueue
 
@@ -110,7 +117,12 @@ def start() -> Iterator[StartHooks]:
     async def all_claimed(changes: Sequence[Change]) -> list[tuple[Change, str]]:
         return [(change, f"msg_{next(ids)}") for change in changes]
 
-    def begin(*endpoints: WebhookEndpoint, directory: Path | None = None, claim: Claim = all_claimed) -> Hooks:
+    def begin(
+        *endpoints: WebhookEndpoint,
+        directory: Path | None = None,
+        claim: Claim = all_claimed,
+        give_back: GiveBack | None = None,
+    ) -> Hooks:
         in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())  # type: ignore[attr-defined]
         queue, sender, counts = WebhookQueue(reactor, directory, in_thread), FakeSender(clock), Counter[str]()
         random: list[float] = []
@@ -123,6 +135,7 @@ def start() -> Iterator[StartHooks]:
             lambda: random[-1] if random else 0.5,
             claim,
             counts,
+            give_back,
         )
         service.startService()
         started.append(Hooks(reactor, clock, sender, queue, service, counts, random))
@@ -350,3 +363,40 @@ async def test_what_another_replica_tells_is_not_told(start: StartHooks) -> None
     await hooks.tell(added("unheard", "price.changed"))
     assert asked == [["ours", "theirs"]]
     assert hooks.sender.sent == [(0, "a", "msg_ours")]
+
+
+async def test_what_is_being_claimed_at_the_stop_is_still_queued(start: StartHooks, tmp_path: Path) -> None:
+    """No other replica tells it any more, so the next start does."""
+    claimed: Deferred[list[tuple[Change, str]]] = Deferred()
+
+    async def claim(_changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        return await claimed
+
+    hooks = start(directory=tmp_path, claim=claim)
+    hooks.service.changed([added("1")])
+    stopping = hooks.service.stopService()
+    assert not stopping.called
+    claimed.callback([(added("1"), "msg_ours")])
+    await stopping
+    again = start(directory=tmp_path)
+    await again.until(lambda: bool(again.sender.sent))
+    await again.idle()
+    assert [message_id for *_, message_id in again.sender.sent] == ["msg_ours"]
+
+
+async def test_what_cannot_be_queued_is_given_back(start: StartHooks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that another replica may tell it."""
+    given: list[str] = []
+
+    async def give_back(message_ids: Sequence[str]) -> None:
+        given.extend(message_ids)
+
+    async def fail(*_: Any) -> Any:
+        raise DatabaseUnavailable("SQLite: SQLITE_FULL")
+
+    hooks = start(give_back=give_back)
+    await hooks.tell(added("1"))
+    assert given == []
+    monkeypatch.setattr(hooks.queue, "add", fail)
+    await hooks.tell(added("2"), added("3"))
+    assert given == ["msg_2", "msg_3"]

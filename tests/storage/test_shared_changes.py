@@ -71,6 +71,26 @@ async def test_whoever_notices_a_change_first_tells_it(
     assert await one_by_one(two.claim([came])) == [[came]]
 
 
+async def test_what_is_given_back_another_replica_may_tell(
+    redis: RedisProcess, connect: Callable[..., RedisConnection], redis_log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same id, as what was told before counts again; not what another has claimed meanwhile."""
+    monkeypatch.setattr(shared_changes, "BATCH", 2)
+    ends = connect(redis), connect(redis)
+    await redis_log.said(CONNECTED)
+    await redis_log.said(CONNECTED)
+    one, two = (changes_of(each) for each in ends)
+    await one.claim([model("model.added")])
+    many = [model("model.removed"), price(0.2, 0.3, output=(1.0, 2.0)), model("model.added", name="n")]
+    claimed = await one.claim(many)
+    assert await two.claim([price(0.2, 0.3, NOON + 30), many[2]]) == []
+    other = model("model.removed", NOON + 60, name="n")
+    await two.claim([other])
+    await one.give_back(message_id for _, message_id in claimed)
+    assert await two.claim(many[:2]) == claimed[:2]
+    assert await one.claim([other, model("model.removed", NOON + 60)]) == []
+
+
 class Away:
     """A Redis that is."""
 
