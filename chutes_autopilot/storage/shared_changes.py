@@ -2,7 +2,8 @@
 
 Each replica that sends webhooks notices each change, some minutes before or after the others. Redis knows of every
 field what was told last, so whoever notices first tells it, and nobody else does; what changes back and then again is
-news each time. Where Redis is away, each tells: all with the same id, as far as they see the change on one day.
+news each time. Where Redis is away, each tells: all with the same id, as far as they see the change, and what came
+before it, on one day.
 """
 
 from collections import OrderedDict
@@ -29,7 +30,8 @@ BATCH = 100
 MAX_TOLD_BYTES = 24
 
 MAX_REMEMBERED = 4096
-"""Messages of this process that can be given back; some 300 bytes each."""
+"""Messages of this process that can be given back, and fields of which it knows what became of them that day; some 300
+bytes each."""
 
 _AT = Struct(">d")
 
@@ -49,6 +51,8 @@ class SharedChanges:
     _settled: Callable[[], Deferred[None]]
     _former: OrderedDict[str, Mapping[str, tuple[bytes, bytes | None]]] = attribute(init=False, factory=OrderedDict)
     """By message: of each key what names the change that was claimed, and what it held before."""
+    _seen: OrderedDict[str, tuple[int, bytes]] = attribute(init=False, factory=OrderedDict)
+    """Of each key the day of the last change, and what stands for all of that day."""
 
     async def claim(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
         """Those that no other replica has told, without the fields that one has, each with the id of its message."""
@@ -60,10 +64,11 @@ class SharedChanges:
         before, claimed = iter(told), list[tuple[Change, str]]()
         for change in changes:
             last = [(field, next(before)) for field in change.fields or (None,)]
+            earlier = {field: self._saw(change, field) for field, _ in last}
             news = [(field, data) for field, data in last if not self._same(change, field, data)]
             if news:
                 fields = tuple(field for field, _ in news if field is not None)
-                message_id = self._id(change, news)
+                message_id = self._id(change, news, earlier)
                 claimed.append((evolve(change, fields=fields), message_id))
                 self._remember(message_id, change, news)
         return claimed
@@ -127,11 +132,31 @@ class SharedChanges:
     def _same(self, change: Change, field: FieldChange | None, told: bytes | None) -> bool:
         return told is not None and told.startswith(self._name(change, field))
 
-    def _id(self, change: Change, news: Iterable[tuple[FieldChange | None, bytes | None]]) -> str:
-        """The same wherever the change is told, but for one that came after another."""
+    def _saw(self, change: Change, field: FieldChange | None) -> bytes:
+        """What stands for what this process saw of a field earlier that day; this change is the last from now on."""
+        key, day = self._key(change, field), int(change.at // KEPT_SECONDS)
+        last_day, earlier = self._seen.pop(key, (day, b""))
+        if last_day != day:
+            earlier = b""
+        self._seen[key] = day, blake2b(self._name(change, field) + earlier, digest_size=16).digest()
+        while len(self._seen) > MAX_REMEMBERED:
+            self._seen.popitem(last=False)
+        return earlier
+
+    def _id(
+        self,
+        change: Change,
+        news: Iterable[tuple[FieldChange | None, bytes | None]],
+        earlier: Mapping[FieldChange | None, bytes],
+    ) -> str:
+        """The same wherever the change is told, but for one that came after another.
+
+        :param earlier: by field, for those of which Redis does not say what was told last.
+        """
+        day = b"%d" % (change.at // KEPT_SECONDS)
         digest = blake2b(digest_size=12, key=self._naming)
         for field, told in news:
-            digest.update(self._name(change, field) + (told or b"%d" % (change.at // KEPT_SECONDS)))
+            digest.update(self._name(change, field) + (told or day + earlier[field]))
         return f"msg_{digest.hexdigest()}"
 
 

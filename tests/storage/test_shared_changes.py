@@ -79,13 +79,13 @@ async def test_what_is_given_back_another_replica_may_tell(
     ends = connect(redis), connect(redis)
     await redis_log.said(CONNECTED)
     await redis_log.said(CONNECTED)
-    one, two = (changes_of(each) for each in ends)
+    one, two, three = (changes_of(each) for each in (*ends, ends[1]))
     await one.claim([model("model.added")])
     many = [model("model.removed"), price(0.2, 0.3, output=(1.0, 2.0)), model("model.added", name="n")]
     claimed = await one.claim(many)
-    assert await two.claim([price(0.2, 0.3, NOON + 30), many[2]]) == []
+    assert await three.claim([price(0.2, 0.3, NOON + 30), many[2]]) == []
     other = model("model.removed", NOON + 60, name="n")
-    await two.claim([other])
+    await three.claim([other])
     await one.give_back(message_id for _, message_id in claimed)
     assert await two.claim(many[:2]) == claimed[:2]
     assert await one.claim([other, model("model.removed", NOON + 60)]) == []
@@ -110,5 +110,17 @@ async def test_without_redis_each_tells_with_the_same_id() -> None:
     others = [model("model.removed"), model("model.added", NOON + KEPT_SECONDS), price(1.0, 3.0)]
     assert len(ids | {message_id for _, message_id in await one.claim(others)}) == 5
     other_secret = SharedChanges(Away(), naming_key(b"other", b"change"), "fleet", lambda: succeed(None))  # type: ignore[arg-type]
+    flips = [model(("model.added", "model.removed")[flip % 2], NOON + 60 * flip, "flips") for flip in range(6)]
+    flipped = [[message_id for flip in flips for _, message_id in await each.claim([flip])] for each in (one, two)]
+    assert (flipped[0], len(set(flipped[0]))) == (flipped[1], 6)
     ((_, unguessed),) = await other_secret.claim([model("model.added")])
     assert unguessed not in ids
+
+
+async def test_little_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the latest messages and fields."""
+    monkeypatch.setattr(shared_changes, "MAX_REMEMBERED", 2)
+    one = changes_of(Away())
+    for number in range(5):
+        await one.claim([model("model.added", name=f"m{number}")])
+    assert (len(one._seen), len(one._former)) == (2, 2)
