@@ -222,6 +222,7 @@ class Service:
             MODELS_URL: (200, MODELS_BODY),
             **{f"{BASE}/chutes/{each['chute_id']}": (200, json.dumps(each).encode()) for each in CHUTES},
         }
+        self.needs_key = False
         self.waiting: list[Any] | None = None
         self.directory = directory
         self.truth = sample_truth() if truth is None else truth
@@ -256,6 +257,8 @@ class Service:
 
     async def _fetch(self, url: str, headers: tuple[tuple[str, str], ...]) -> FetchedAnswer:
         self.asked.append((url, headers))
+        if self.needs_key and not headers:
+            return FetchedAnswer(401, None, b'{"detail":"no"}')
         answer = self.answers.get(url.partition("?")[0], (404, b'{"detail":"Chute not found"}'))
         if isinstance(answer, Awaitable):
             await answer

@@ -103,6 +103,16 @@ def test_refreshes_are_coalesced_and_rate_limited(service: Service) -> None:
     assert len(service.asked) == 4
 
 
+def test_of_a_platform_that_wants_a_key_the_list_is_what_the_key_is_shown(service: Service) -> None:
+    """And no failure, though nobody is answered without the key."""
+    service.needs_key = True
+    for _ in range(2):
+        listing, catalog = service.post(PATH, ADMIN).json["documents"]
+        assert listing == {"key": FULL.replace("_open", "_key"), "outcome": "MISS", "itemCount": 6}
+        assert catalog["outcome"] == "failed"
+        service.clock.advance(10)
+
+
 def test_a_refresh_that_brings_nothing_is_an_error(service: Service) -> None:
     """502, and what was cached stays."""
     service.get("/api/models/v1/all")

@@ -1,6 +1,8 @@
 """What only the operator may do: see the private chutes of the key, and have everything fetched anew."""
 
 import hmac
+from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -8,7 +10,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from chutes_autopilot.explorer.cache_names import FULL_LISTING, Document, document_of, listing_document, v1_document
-from chutes_autopilot.explorer_live.proxied import ProxyError
+from chutes_autopilot.explorer_live.proxied import ProxiedAnswer, ProxyError
 from chutes_autopilot.policy.stickiness import bearer_token
 from chutes_autopilot.web.explorer.answers import Prepared, iso_time, send
 from chutes_autopilot.web.explorer.errors import NOT_STORED, ExplorerError, not_found
@@ -84,35 +86,58 @@ class RefreshRoute:
 
     async def _refreshed(self) -> Prepared:
         started = iso_time(self._started)
-        fetching = gatherResults([Deferred.fromCoroutine(self._fetched(document)) for document in self._documents()])
+        fetching = Deferred.fromCoroutine(self._all_fetched())
         await self._parts.refresh_sources()
         outcomes = await fetching
         if all(outcome["outcome"] in ("STALE", "failed") for outcome in outcomes):
             raise ExplorerError(502, "nothing could be fetched", "The platform cannot be reached: ask again later.")
         return Prepared.of_json({"started": started, "documents": outcomes})
 
-    def _documents(self) -> tuple[Document, ...]:
+    async def _all_fetched(self) -> list[dict[str, Any]]:
         parts = self._parts
-        base, models_url = parts.chutes_api_base_url, parts.models_url
         with_key = parts.show_private and parts.api_key_configured
-        found = [listing_document(FULL_LISTING, base, with_key=with_key), v1_document(models_url)]
+        whole = listing_document(FULL_LISTING, parts.chutes_api_base_url, with_key=with_key)
+        listing = await self._outcome(whole, partial(self._fetched, whole) if with_key else self._listing)
+        fetching = [
+            Deferred.fromCoroutine(self._outcome(document, partial(self._fetched, document)))
+            for document in self._documents()
+            if document.name not in (whole.name, listing["key"])
+        ]
+        return [listing, *await gatherResults(fetching)]
+
+    def _documents(self) -> tuple[Document, ...]:
+        """What is fetched anew beside the whole list."""
+        parts = self._parts
+        found = [v1_document(parts.models_url)]
         for entry in parts.documents.cache.entries():
-            document = document_of(entry.name, base, models_url)
-            if document is not None and document not in found and len(found) < MAX_DOCUMENTS:
+            document = document_of(entry.name, parts.chutes_api_base_url, parts.models_url)
+            if document is not None and document not in found and len(found) < MAX_DOCUMENTS - 1:
                 found.append(document)
         return tuple(found)
 
-    async def _fetched(self, document: Document) -> dict[str, Any]:
+    async def _listing(self) -> tuple[str, ProxiedAnswer]:
+        """The whole list as it is merged: of a platform that is closed what the key is shown."""
+        listing = await self._parts.published.listing(FULL_LISTING, anew=True)
+        document = listing_document(FULL_LISTING, self._parts.chutes_api_base_url, with_key=listing.closed)
+        return document.name, listing.answer
+
+    async def _fetched(self, document: Document) -> tuple[str, ProxiedAnswer]:
+        answer = await self._parts.documents.get(
+            document.name,
+            document.url,
+            with_key=document.with_key,
+            anew=True,
+            may_be_missing=document.kind == "chute",
+        )
+        return document.name, answer
+
+    async def _outcome(
+        self, document: Document, fetch: Callable[[], Awaitable[tuple[str, ProxiedAnswer]]]
+    ) -> dict[str, Any]:
         try:
-            answer = await self._parts.documents.get(
-                document.name,
-                document.url,
-                with_key=document.with_key,
-                anew=True,
-                may_be_missing=document.kind == "chute",
-            )
+            name, answer = await fetch()
         except ProxyError as error:
             return {"key": document.name, "outcome": "failed", "itemCount": None, "error": error.error}
         except CancelledError:  # no visitor's leaving comes here
             return {"key": document.name, "outcome": "failed", "itemCount": None, "error": "the service stops"}
-        return {"key": document.name, "outcome": answer.outcome, "itemCount": answer.items}
+        return {"key": name, "outcome": answer.outcome, "itemCount": answer.items}
