@@ -87,9 +87,11 @@ class SharedRecords:
         try:
             life = ("EXPIRE", key, (KEPT_MINUTES + 2) * 60)
             size = sum(map(len, words)) + len(words) // 2 * FIELD_BYTES
-            count = ("HINCRBY", key, BYTES_FIELD, size)
-            _, _, total = await self._redis.pipeline(("HSET", key, *words), life, count)
-            if isinstance(total, int) and total >= MAX_BYTES_A_MINUTE:
+            # counted first, so that nothing is written that is not counted
+            total, _ = await self._redis.pipeline(("HINCRBY", key, BYTES_FIELD, size), life)
+            if isinstance(total, int) and total < MAX_BYTES_A_MINUTE:
+                await self._redis.pipeline(("HSET", key, *words))
+            else:
                 self._full = minute
         except RedisUnavailable:
             pass  # they stay here

@@ -24,7 +24,7 @@ from chutes_autopilot.settings.redis_url import RedisServer
 from chutes_autopilot.storage import redis_connection, shared_records
 from chutes_autopilot.storage.memory import MemoryStickyStore
 from chutes_autopilot.storage.redis import RedisClaims
-from chutes_autopilot.storage.redis_connection import RedisConnection
+from chutes_autopilot.storage.redis_connection import RedisConnection, RedisRefusal
 from chutes_autopilot.storage.redis_lock import SharedLock
 from chutes_autopilot.storage.shared_bodies import SharedBodies, SharedBody
 from chutes_autopilot.storage.shared_changes import SharedChanges
@@ -541,10 +541,27 @@ async def test_a_record_is_found_by_its_client_within_the_hour(
     assert records.takes
     await put(records.name("r3", ALICE), bytes(16) + b"r" * 500)
     assert not records.takes, "however few they are"
+    assert await records.find("r3", ALICE) is None
     clock.advance(60)
     assert records.takes
     monkeypatch.setattr(shared_records, "MAX_SEARCHES", 0)
     assert await records.find("r2", ALICE) is None
+
+
+async def test_no_record_is_written_that_is_not_counted() -> None:
+    """As for a user of Redis that may not count."""
+    asked = []
+
+    class Refusing:
+        usable = True
+
+        async def pipeline(self, *commands: tuple[Any, ...]) -> list[Any]:
+            asked.extend(words[0] for words in commands)
+            raise RedisRefusal("NOPERM", "HINCRBY")
+
+    records = SharedRecords(Refusing(), NAMING, lambda: NOW)  # type: ignore[arg-type]
+    records.put({records.name("r", ALICE): bytes(16) + b"record"}, {})
+    assert (asked, records.takes) == (["HINCRBY", "EXPIRE"], True)
 
 
 async def test_a_signed_exchange_is_found_for_its_time(
