@@ -103,6 +103,20 @@ def test_no_more_lists_wait_than_can_be_drawn_soon() -> None:
     assert service.get("/").status == 200
 
 
+def test_a_list_that_takes_long_is_drawn_once_for_all_who_ask_meanwhile() -> None:
+    """However long that is: it takes one place of those that wait, and is sent again as of the moment it was drawn."""
+    turns, truth = Turns(), many(2 * ROWS_A_TURN)
+    service = PageService(truth=lambda: truth, pause=turns.pause)
+    asked = []
+    for _ in range(MAX_WAITING + 1):
+        asked.append(service.ask("/"))
+        service.clock.advance(2)
+    asked.append(service.ask("/live"))
+    assert turns.all() == 1
+    assert {Answer(each.value()).status for each in (*asked, service.ask("/"))} == {200}
+    assert turns.awaited == []
+
+
 def hostile_service() -> PageService:
     everything = {
         "tagline": HOSTILE, "slug": HOSTILE, "version": HOSTILE, "revision": HOSTILE, "standard_template": HOSTILE,

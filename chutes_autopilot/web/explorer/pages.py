@@ -65,7 +65,9 @@ ROWS_A_TURN = 8
 MAX_WAITING = 32
 """Different pages that are rendered or wait for it; most take some hundredths of a second."""
 
-_Key = tuple[int, Address, str]
+_Key = tuple[Address, str]
+"""What is asked for, and the origin that it names."""
+
 _Page = tuple[bytes, int]
 """A body and its status."""
 
@@ -111,7 +113,7 @@ class ExplorerPages:
     streams: bool = True
     trusted: Callable[[], TrustedProxies | None] = lambda: None
     _drawn: DrawnCells = attrs.field(factory=DrawnCells, init=False)
-    _rendered: dict[_Key, Prepared] = attrs.field(factory=dict, init=False)
+    _rendered: dict[tuple[int, _Key], Prepared] = attrs.field(factory=dict, init=False)
     _flights: Flights[_Key, tuple[Prepared, int]] = attrs.field(factory=Flights, init=False)
     _drawing: DeferredLock = attrs.field(factory=DeferredLock, init=False)
 
@@ -140,8 +142,8 @@ class ExplorerPages:
         self, request: GatewayRequest, path: str, render: Callable[[Address], Awaitable[_Page]], origin: str = ""
     ) -> None:
         address = _usual(Address.of(path, request.args))
-        key = int(self.now() // _MOMENT), address, origin
-        prepared, status = self._rendered.get(key), 200
+        key = address, origin
+        prepared, status = self._rendered.get((self._moment(), key)), 200
         if prepared is None:
             # who leaves does not end what was begun for them, so that alone would bound nothing
             if len(self._flights) >= MAX_WAITING and key not in self._flights:
@@ -154,14 +156,17 @@ class ExplorerPages:
             request.answer(status, prepared.body, HTML, (NOT_STORED, *_HEADERS))
 
     async def _made(self, key: _Key, render: Callable[[Address], Awaitable[_Page]]) -> tuple[Prepared, int]:
-        body, status = await render(key[1])
+        body, status = await render(key[0])
         if status != 200:
             return Prepared(body, None, b"", HTML), status
         prepared: Prepared = await self.in_thread(_prepared, body)
         while len(self._rendered) >= _KEPT:
             del self._rendered[next(iter(self._rendered))]
-        self._rendered[key] = prepared
+        self._rendered[self._moment(), key] = prepared
         return prepared, status
+
+    def _moment(self) -> int:
+        return int(self.now() // _MOMENT)
 
     def _frame(
         self,
