@@ -54,6 +54,9 @@ class SharedChanges:
     _seen: OrderedDict[str, tuple[int, bytes]] = attribute(init=False, factory=OrderedDict)
     """Of each key the day of the last change, and what stands for all of that day."""
 
+    _untold: OrderedDict[str, float] = attribute(init=False, factory=OrderedDict)
+    """When a key changed last of which Redis could not be told that."""
+
     async def claim(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
         """Those that no other replica has told, without the fields that one has, each with the id of its message."""
         await self._settled()
@@ -97,7 +100,8 @@ class SharedChanges:
     def _remember(
         self, message_id: str, change: Change, news: Iterable[tuple[FieldChange | None, bytes | None]]
     ) -> None:
-        self._former[message_id] = {self._key(change, field): (self._name(change, field), told) for field, told in news}
+        held = {self._key(change, field): (self._name(change, field), told) for field, told in news}
+        self._former[message_id] = {key: names for key, names in held.items() if key not in self._untold}
         while len(self._former) > MAX_REMEMBERED:
             self._former.popitem(last=False)
 
@@ -117,8 +121,20 @@ class SharedChanges:
         try:
             answers = await self._redis.pipeline(*commands)
         except RedisUnavailable:
+            for change, field in parts:
+                self._untold[self._key(change, field)] = change.at
+            while len(self._untold) > MAX_REMEMBERED:
+                self._untold.popitem(last=False)
             return [None] * len(parts)
-        return [data if isinstance(data, bytes) and len(data) == MAX_TOLD_BYTES else None for data in answers]
+        return [self._known(self._key(*part), data) for part, data in zip(parts, answers, strict=True)]
+
+    def _known(self, key: str, data: Any) -> bytes | None:
+        """What Redis says was told last, unless more has been told since, while it was away."""
+        untold = self._untold.pop(key, None)
+        if not isinstance(data, bytes) or len(data) != MAX_TOLD_BYTES:
+            return None
+        (at,) = _AT.unpack(data[-_AT.size :])
+        return data if untold is None or at >= untold else None
 
     def _key(self, change: Change, field: FieldChange | None) -> str:
         kind = "" if field is None else field.field

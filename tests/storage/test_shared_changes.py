@@ -117,10 +117,40 @@ async def test_without_redis_each_tells_with_the_same_id() -> None:
     assert unguessed not in ids
 
 
+class Told:
+    """A Redis that goes and comes."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.held: dict[str, bytes] = {}
+
+    async def pipeline(self, *commands: tuple[Any, ...]) -> list[Any]:
+        if self.away:
+            raise RedisUnavailable("not connected", "connect")
+        before = [self.held.get(key) for _, key, *_ in commands]
+        self.held |= {key: value for _, key, value, *_ in commands}
+        return before
+
+
+async def test_what_was_told_while_redis_was_away_counts_when_it_is_back() -> None:
+    """What it knows from before is not taken for the last."""
+    redis = Told()
+    one, two = changes_of(redis), changes_of(redis)
+    kinds: list[tuple[ChangeType, bool]] = [("model.removed", False), ("model.added", True), ("model.removed", False)]
+    told = []
+    for minute, (kind, redis.away) in enumerate(kinds):
+        told.append([len(await each.claim([model(kind, NOON + 60 * minute)])) for each in (one, two)])
+    assert told == [[1, 0], [1, 1], [1, 0]]
+
+
 async def test_little_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the latest messages and fields."""
     monkeypatch.setattr(shared_changes, "MAX_REMEMBERED", 2)
     one = changes_of(Away())
     for number in range(5):
         await one.claim([model("model.added", name=f"m{number}")])
-    assert (len(one._seen), len(one._former)) == (2, 2)
+    assert (len(one._seen), len(one._untold), list(one._former.values())) == (2, 2, [{}, {}])
+    here = changes_of(Told())
+    for number in range(5):
+        await here.claim([model("model.added", name=f"m{number}")])
+    assert (len(here._seen), len(here._untold), len(here._former)) == (2, 0, 2)
