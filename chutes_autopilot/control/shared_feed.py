@@ -59,8 +59,8 @@ class SharedFetch:
         has not, its own is recent ─────────▶ NothingNewer
         has not, its own is old or missing ─▶ asks: whoever has the lock gets nothing, or there is no store
 
-    Its own is the last one that was judged usable. What the store has is left alone where the last one there was of no
-    use and its own is old.
+    Its own is the last one that was judged usable. Where that is old and the last one in the store was of no use, it
+    asks first; while asking brings nothing either, it does the one and the other in turn.
 
     :param name: of the answer in the store.
     :param interval: seconds between two fetches.
@@ -119,7 +119,7 @@ class SharedFetch:
             self._latest = at
 
     def _failed(self) -> None:
-        self._failures += 1
+        self._failures, self._read_in_vain = self._failures + 1, False
         if self._failures >= FAILURES and self._lock.held:
             self._failures = 0
             self._lock.resign()

@@ -186,6 +186,25 @@ def test_a_shared_answer_of_no_use_keeps_nobody_from_asking(clock: Clock, pair: 
     assert follower.poll() is NothingNewer, "what it asked for is its own again"
 
 
+@pytest.mark.parametrize("platform", [True, False])
+def test_who_gets_nothing_by_asking_reads_again(clock: Clock, pair: tuple[Replica, Replica], platform: bool) -> None:
+    """One answer of no use in the store does not part it from the others for good: it asks and reads in turn."""
+    _, follower = pair
+    follower.poll()
+    follower.platform, follower.sensible = platform, False
+    clock.advance(15)
+    for _ in range(2):
+        clock.advance(5)
+        follower.store.kept["feed"] = Fetched(b"<html>", clock.seconds())
+        assert follower.poll() == follower.store.kept["feed"]
+        clock.advance(5)
+        assert follower.poll() == (Fetched(b"%d" % clock.seconds(), clock.seconds()) if platform else FetchError)
+    clock.advance(5)
+    follower.sensible = True
+    follower.store.kept["feed"] = Fetched(b"[]", clock.seconds())
+    assert follower.poll() == Fetched(b"[]", clock.seconds())
+
+
 def test_an_answer_from_the_future_is_not_believed(clock: Clock, pair: tuple[Replica, Replica]) -> None:
     """A clock that is wrong elsewhere must not keep newer answers away."""
     leader, follower = pair
