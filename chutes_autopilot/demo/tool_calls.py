@@ -120,7 +120,7 @@ def _number(schema: Mapping[str, Any], *, whole: bool) -> float:
     highest = [_finite(schema, "maximum"), None if below is None else below - step]
     number = min(1.0, *(bound for bound in highest if bound is not None), math.inf)
     number = max(math.floor(number) if whole else number, *(bound for bound in lowest if bound is not None), -math.inf)
-    if multiple is not None and multiple > 0:
+    if multiple is not None and multiple > 0 and math.isfinite(number / multiple):
         number = math.ceil(number / multiple) * multiple
     return math.ceil(number) if whole else number
 

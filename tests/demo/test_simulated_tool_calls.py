@@ -94,6 +94,7 @@ TREE = {
         ({"type": "integer", "maximum": -2}, -2),
         ({"type": "number", "exclusiveMaximum": 1}, 0.999),
         ({"type": "number", "minimum": 2.5}, 2.5),
+        ({"type": "number", "multipleOf": 1e-310}, 1),
         ({"type": "array", "items": {"type": "boolean"}, "minItems": 3}, [True] * 3),
         ({"type": "string", "minLength": 12}, "simulatedxxx"),
         ({"type": "string", "maxLength": 3}, "sim"),
