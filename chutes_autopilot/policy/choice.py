@@ -157,10 +157,10 @@ class Chooser:
         plan = make_plan(mode, entries, sticky, limit=self.limit, cooling=cooling, spare=self.spare)
         if whole is not entries:
             plan = preferring(plan, whole[: self.limit])
-        sorted_by = _sorted_by(asked)
+        sorted_by, tried = _sorted_by(asked), by_base(entries)
         return Choice(
             plan,
-            {name: part for name, part in unwanted.items() if name not in by_base(entries)},
+            {name: part for name, part in unwanted.items() if name not in tried},
             able.skipped,
             available.cooling,
             _named(asked, {**able.skipped, **closed, **cooling}),

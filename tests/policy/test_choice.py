@@ -1,7 +1,7 @@
 """Every step from what a request asks for to what is tried for it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import pytest
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes_autopilot.errors import ApiError
-from chutes_autopilot.policy.choice import Choice, Chooser, Client
+from chutes_autopilot.policy.choice import Choice, Chooser, Client, by_base
 from chutes_autopilot.policy.cooldown import CooldownRules
 from chutes_autopilot.policy.health import FleetHealth
-from chutes_autopilot.policy.model_field import read_model_field
+from chutes_autopilot.policy.model_field import Direct, read_model_field
 from chutes_autopilot.policy.model_offers import Offer, Offers
 from chutes_autopilot.policy.ranking import Ranked, rank
 from chutes_autopilot.policy.request_needs import Need
@@ -222,6 +222,26 @@ def test_what_is_no_candidate_is_not_told_of() -> None:
     assert chosen("short,text,long", limit=2).considered == ("short", "text", "long")
     assert chosen(ALIAS, IMAGE, limit=1).considered == ("short", "long")
     assert chosen("text").considered == ()
+
+
+def test_many_unwanted_models_cost_no_more_than_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried is gone through as often, whether an alias leaves out one model or a hundred."""
+    looks: list[int] = []
+
+    def counted(entries: Sequence[Direct]) -> dict[str, Direct]:
+        looks.append(len(entries))
+        return by_base(entries)
+
+    monkeypatch.setattr("chutes_autopilot.policy.choice.by_base", counted)
+    asked = read_model_field(f"{ALIAS}:tee", frozenset(), max_items=8, unknown="refuse")
+    counts = []
+    for unwanted in (1, 100):
+        world = World(ranked_models=("long", *(f"m{number}" for number in range(unwanted))))
+        choice = Chooser(world, FleetHealth(), 8).choose(asked, ANYTHING, NEW, 100.0)
+        assert len(choice.unwanted) == unwanted
+        counts.append(len(looks))
+        looks.clear()
+    assert counts[0] == counts[1]
 
 
 def test_a_client_may_have_an_order_of_its_own() -> None:
