@@ -15,9 +15,13 @@ class SharedBanFuse(BanFuse):
     tell: Callable[[Message], None] = field(kw_only=True)
 
     def banned(self, client: bytes, retry_after: float | None, now: float) -> float:
-        """As of BanFuse; the others hear of it."""
+        """As of BanFuse; the others hear of it, once for each page that changes anything."""
+        known = self.bans.get(client)
+        until = 0.0 if known is None else known.until
         wait = super().banned(client, retry_after, now)
-        self.tell(Banned(client, wait, self.bans[client].times))
+        ban = self.bans[client]
+        if ban.until != until:
+            self.tell(Banned(client, wait, ban.times))
         return wait
 
 

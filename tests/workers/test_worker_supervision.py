@@ -22,9 +22,11 @@ from chutes_autopilot.policy.retry_shield import BanFuse
 from chutes_autopilot.web.connections import ClientConnections
 from chutes_autopilot.web.signatures import SignedExchange
 from chutes_autopilot.workers import worker as serving_worker
+from chutes_autopilot.workers.bans import SharedBanFuse
 from chutes_autopilot.workers.channel import ANSWER_SECONDS, Channel, encoded
 from chutes_autopilot.workers.link import ParentLink
 from chutes_autopilot.workers.messages import (
+    Banned,
     Begin,
     Drain,
     Draining,
@@ -537,6 +539,15 @@ def test_a_ban_keeps_clients_of_every_worker_from_calling(pair: tuple[World, lis
         world.clock.advance(40.0)
     assert waits == [[40.0, 40.0], [20.0, 20.0]]
     two.link.adopted()
+
+
+def test_the_others_hear_of_each_ban_page_once() -> None:
+    """However often one worker comes upon it: with the page's head, and again at its end."""
+    told: list[object] = []
+    fuse = SharedBanFuse(tell=told.append)
+    for now in (100.0, 100.5, 200.0):
+        fuse.banned(b"client", None, now)
+    assert told == [Banned(b"client", 60.0, 1), Banned(b"client", 120.0, 2)]
 
 
 def test_a_probe_that_dies_with_its_worker_is_over(pair: tuple[World, list[Worker]]) -> None:
