@@ -277,13 +277,17 @@ class ChatRelay:
             self.fuse.banned(exchange.payer, limit.retry_after, self.clock.seconds())
 
     def shield(self, exchange: Exchange, head: ResponseHead, limit: RateLimit | None) -> bytes:
-        """Header lines that keep an SDK from asking again at once, where all failed or the platform's edge refuses."""
+        """Header lines that keep an SDK from asking again at once, where all failed or the platform's edge refuses.
+
+        Each takes the place of the upstream's own.
+        """
         if limit is None:
             wait = self.wait(exchange)
         elif limit.kind == "edge":
-            wait = limit.retry_after or self.fuse.rules.first
-            if self.rules.ban_fuse:  # told by now: as long as the client will be refused here
+            if self.rules.ban_fuse:  # told by now: as long as the client will be refused here, whatever the page says
                 wait = self.fuse.banned(exchange.payer, limit.retry_after, self.clock.seconds())
+                return header_lines(no_retry_headers(wait))
+            wait = limit.retry_after or self.fuse.rules.first
         elif self._failed_over(exchange, limit):
             wait = limit.retry_after or self.wait(exchange)
         else:

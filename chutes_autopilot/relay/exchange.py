@@ -423,7 +423,7 @@ class Exchange(Unshown, eq=False):
             self._pipe = ContinuingPipe(*parts, continuations)
         attempt.observer = self._pipe
         if head.status >= RATE_LIMITED and SHOULD_RETRY in own:
-            head = _without_advice(head)
+            head = _without_advice(head, own)
         self._downstream.start(head, own, self._pipe, keeps_body=continuations is not None)
 
     def _continuations(self, head: ResponseHead, limits: Limits) -> Continuations | None:
@@ -463,7 +463,7 @@ class Exchange(Unshown, eq=False):
         if limit is not None:
             self._relay.rate_limited(self, limit, self._record.attempts[-1])
         if head.status >= RATE_LIMITED and SHOULD_RETRY in own:
-            head = _without_advice(head)
+            head = _without_advice(head, own)
         self._downstream.answer(head, own, data)
         self._record.bytes_out = len(data)
         self._finish("complete", None)
@@ -570,6 +570,12 @@ class Exchange(Unshown, eq=False):
             attempt.abort()
 
 
-def _without_advice(head: ResponseHead) -> ResponseHead:
-    """An answer to which our own advice on retries was added, without the upstream's."""
-    return ResponseHead(head.status, head.reason, tuple(h for h in head.headers if h[0].lower() != SHOULD_RETRY))
+def _without_advice(head: ResponseHead, own: bytes) -> ResponseHead:
+    """An answer to which our own advice on retries was added, without what the upstream says of the same.
+
+    :param own: the header lines of our own, which have SHOULD_RETRY.
+    """
+    headers = tuple(header for header in head.headers if header[0].lower() != SHOULD_RETRY)
+    if b"\r\nRetry-After: " in own:
+        headers = without_wait(headers)
+    return ResponseHead(head.status, head.reason, headers)

@@ -308,7 +308,7 @@ def test_one_model_by_name_is_waited_for_too() -> None:
 @pytest.mark.parametrize(
     ("body", "headers", "kind"),
     [
-        (b"<html>429 nginx</html>", ((b"Content-Type", b"text/html"), (b"Retry-After", b"1")), "edge"),
+        (b"<html>429 nginx</html>", ((b"Content-Type", b"text/html"),), "edge"),
         (b'{"detail":"Free models limit reached for today"}', (*JSON, (b"Retry-After", b"1")), "account"),
         (b'{"detail":"no"}', JSON, "unknown"),
         (b'{"detail":"no"}', (*JSON, (b"Retry-After", b"6")), "unknown"),
@@ -341,13 +341,15 @@ def test_our_advice_on_retries_takes_the_place_of_the_upstreams(pieces: bool) ->
         assert (b"x-should-retry: false" in bench.downstream.own) == (model == ALIAS)
 
 
+@pytest.mark.parametrize("said", [(), ((b"Retry-After", b"10"),), ((b"retry-after", b"Wed, 21 Oct 2026 07:28 GMT"),)])
 @pytest.mark.parametrize("pieces", [True, False])
-def test_each_ban_page_says_how_long_the_client_is_refused(pieces: bool) -> None:
-    """Doubled with each, whether the page comes at once or bit by bit; where nobody is refused, for the first time."""
+def test_each_ban_page_says_how_long_the_client_is_refused(pieces: bool, said: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Doubled with each, whether the page comes at once or bit by bit, and in the place of what it says itself."""
     bench, waits = Bench(None), []
+    html = ((b"Content-Type", b"text/html"),)
     for _ in range(3):
         bench.ask()
-        page = ResponseHead(429, b"Too Many Requests", ((b"Content-Type", b"text/html"),))
+        page = ResponseHead(429, b"Too Many Requests", (*html, *said))
         if pieces:
             bench.last.observer.head(page)
             bench.last.observer.body(b"<html>")
@@ -356,6 +358,8 @@ def test_each_ban_page_says_how_long_the_client_is_refused(pieces: bool) -> None
             bench.last.observer.answer(page, b"<html>")
         (line,) = [line for line in bench.downstream.own.split(b"\r\n") if line.startswith(b"Retry-After")]
         waits.append(int(line.partition(b": ")[2]))
+        assert bench.downstream.head is not None
+        assert bench.downstream.head.headers == html
         bench.wait(waits[-1])
     assert waits == [60, 120, 240]
     assert bench.metrics.rate_limits == {"edge": 3}
