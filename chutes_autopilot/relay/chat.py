@@ -303,10 +303,12 @@ class ChatRelay:
 
     def wait(self, exchange: Exchange) -> float:
         """Seconds after which another try makes sense, all candidates having failed."""
-        now, plan = self.clock.seconds(), exchange.route.plan
+        now, route = self.clock.seconds(), exchange.route
+        plan = route.plan
+        tried = [base for base in map(plan.base, plan.preferred) if base not in route.closed]
         age = self.snapshots.current.feed_age(now)
         until_feed = 0.0 if age is None else self.feed_interval - age
-        return wait_when_exhausted(self.health.left(map(plan.base, plan.preferred), now), until_feed, exchange.client)
+        return wait_when_exhausted(self.health.left(tried, now), until_feed, exchange.client)
 
     def continued(self, outcome: str) -> None:
         """Count a stream that broke off, by what became of it."""

@@ -1,5 +1,6 @@
 """A request under the resilient rules, from its first attempt to its end: what the client gets, and what is left."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -363,6 +364,29 @@ def test_each_ban_page_says_how_long_the_client_is_refused(pieces: bool, said: t
         bench.wait(waits[-1])
     assert waits == [60, 120, 240]
     assert bench.metrics.rate_limits == {"edge": 3}
+
+
+def test_the_wait_told_is_not_that_of_models_that_cannot_be_asked() -> None:
+    """What was left out of a list as it had an obstacle does not cool down: the end of the others' cooldown counts."""
+
+    class Door:
+        def obstacle(self, model: str) -> str | None:
+            return "no_instances" if model == "a/A" else None
+
+        def at_hand(self, model: str) -> bool:
+            return True
+
+        def passed_over(self, models: Mapping[str, str]) -> None:
+            pass
+
+    bench = Bench(None)
+    bench.relay.reach, bench.relay.feed_interval = Door(), 3600.0
+    bench.fails("b/B")
+    bench.ask("a/A,b/B")
+    bench.last.answers(503)
+    assert bench.models == ["b/B"]
+    (line,) = [line for line in bench.downstream.own.split(b"\r\n") if line.startswith(b"Retry-After")]
+    assert 10 <= int(line.partition(b": ")[2]) <= 13
 
 
 def test_a_client_that_leaves_ends_a_wait() -> None:
