@@ -11,7 +11,7 @@ gateway (never of this file), or the parts of a composed alias::
 
 import json
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -60,7 +60,7 @@ class OwnAliases:
         if "," not in model:
             items, ordering = self.ordered(model.strip(_SPACE), known)
             if len(items) == 1:
-                return _with_ordering(items[0], ordering, known)
+                return _with_ordering(items[0], ordering)
             return ",".join(items) + ordering if items else model
         parts = [part.strip(_SPACE) for part in model.split(",")]
         expanded = [self.items(part, known) for part in parts]
@@ -68,20 +68,23 @@ class OwnAliases:
             return model
         return ",".join(name for part, items in zip(parts, expanded, strict=True) for name in items or (part,))
 
-    def items(self, name: str, known: Set[str]) -> tuple[str, ...]:
+    def items(self, name: str, known: Set[str], *, unordered: bool = False) -> tuple[str, ...]:
         """What an item of a list stands for; nothing where it is none of these aliases.
 
         A suffix behind it goes to each of its models, in the place of their own.
 
         :param known: the catalog's names, which win.
+        :param unordered: without orderings of their own, as one stands behind it that holds for the whole list.
         """
         items, ordering = self.ordered(name, known)
-        return tuple(_with_ordering(item, ordering, known) for item in items) if ordering else items
+        if unordered and not ordering:
+            items = _without_orderings(items, known)
+        return tuple(_with_ordering(item, ordering) for item in items)
 
     def ordered(self, name: str, known: Set[str]) -> tuple[tuple[str, ...], str]:
         """What a name stands for, and which of ``:latency`` and ``:throughput`` stands behind it, if any.
 
-        ``:THINKING`` behind an alias goes to each of its models.
+        ``:THINKING`` behind an alias goes to each of its models, and such an ordering takes the place of their own.
 
         :param known: the catalog's names, which win.
         :returns: no items where it is none of these aliases.
@@ -94,6 +97,8 @@ class OwnAliases:
         items = self.by_name.get(plain, ())
         if thinking:
             items = tuple(item if item.endswith(_THINKING) else item + _THINKING for item in items)
+        if ordering and items:
+            items = _without_orderings(items, known)
         return items, ordering.lower() if items else ""
 
 
@@ -208,16 +213,24 @@ def _read_item(number: int, item: object, names: Set[str]) -> str:
     return composed.name if composed is not None else item
 
 
-def _with_ordering(item: str, ordering: str, known: Set[str]) -> str:
-    """An item that is sent, or ranked, by such a suffix in the place of its own."""
-    if not ordering:
-        return item
+def _without_orderings(items: Iterable[str], known: Set[str]) -> tuple[str, ...]:
+    """The items, none of them sent or ranked by such a suffix of its own; those that are then the same, once."""
+    return tuple(dict.fromkeys(_without_ordering(item, known) for item in items))
+
+
+def _without_ordering(item: str, known: Set[str]) -> str:
     plain, thinking, own = parted(item)
     if own and plain + own in known:
         plain += own
     if plain.partition(":")[0] in ALIASES:
         plain = plain.removesuffix(":fast")
-    return plain + ordering + thinking
+    return plain + thinking
+
+
+def _with_ordering(item: str, ordering: str) -> str:
+    """An item that has none of its own, to be sent, or ranked, by such a suffix."""
+    plain = item.removesuffix(_THINKING)
+    return plain + ordering + item[len(plain) :]
 
 
 def _quoted(text: str) -> str:

@@ -172,6 +172,8 @@ def _read_list(text: str, known: Set[str], max_items: int, own: OwnAliases) -> P
     if suffix:
         names = [n if n.endswith(suffix) and n not in known else n + suffix for n in names]
     meant = {name: own.items(name, known) for name in names}
+    if order and names:  # which stands behind the last of them
+        meant[names[-1]] = own.items(names[-1], known, unordered=True)
     written = len({name if items else _read_item(name, known) for name, items in meant.items()})
     if not 1 <= written <= max_items:
         raise ApiError(

@@ -178,6 +178,9 @@ def test_a_file_of_aliases() -> None:
         ("f", "chutesai/AutoPilot:tee"),
         ("f:THINKING", "chutesai/AutoPilot:tee:THINKING"),
         ("two:latency", "a,b:THINKING:latency"),
+        ("swift:throughput", "a,b:THINKING:throughput"),
+        ("first:throughput", "a:throughput"),
+        ("both:latency", "a:latency"),
         ("f:Latency:THINKING", "chutesai/AutoPilot:tee:latency:THINKING"),
         ("listed:THINKING", "listed:THINKING"),
         ("listed", "listed"),
@@ -186,7 +189,15 @@ def test_a_file_of_aliases() -> None:
 )
 def test_an_alias_stands_for_its_models(model: str, meant: str) -> None:
     """It is replaced alone and in lists; names of the catalog win; whatever holds none is left as it came."""
-    aliases = own(two=["a", "b:THINKING"], one=["a"], f=":tee", listed=["z"])
+    aliases = own(
+        two=["a", "b:THINKING"],
+        one=["a"],
+        f=":tee",
+        listed=["z"],
+        swift=["a:Latency", "b:latency:THINKING"],
+        first=["a:latency"],
+        both=["a:latency", "a:throughput"],
+    )
     assert aliases.expand(model, frozenset(("listed",))) == meant
 
 
@@ -210,12 +221,16 @@ THOUGHTFUL = {name: Direct(f"{name}:THINKING", name) for name in "abc"}
         ("two:latency", PreferenceList((A, B), "fast")),
         ("two:THROUGHPUT:THINKING", PreferenceList((THOUGHTFUL["a"], THOUGHTFUL["b"]), "throughput")),
         ("one:latency", PreferenceList((A,), "fast")),
+        ("swift:throughput", PreferenceList((B,), "throughput")),
+        ("c,swift:throughput", PreferenceList((C, B), "throughput")),
+        ("mixed:latency", PreferenceList((Alias(), B), "fast")),
         ("fast:latency", Alias(wanted=Wanted(order="fast"))),
         ("fast:latency:THINKING", Alias(":THINKING", Wanted(order="fast"))),
         # in the middle it is the models', as behind a model's name
         ("one:latency,c", PreferenceList((Direct("a:latency", "a"), C))),
         ("deep:throughput,c", PreferenceList((Direct("a:throughput", "a"), Direct("b:throughput:THINKING", "b"), C))),
         ("swift:throughput,c", PreferenceList((Direct("b:throughput", "b"), C))),
+        ("swift:throughput,c:latency", PreferenceList((Direct("b:throughput", "b"), C), "fast")),
         ("best:latency,c", PreferenceList((Alias(wanted=Wanted(order="fast")), C))),
         ("fast:latency,c", PreferenceList((Alias(wanted=Wanted(order="fast")), C))),
     ],
@@ -224,7 +239,13 @@ def test_an_alias_is_read_item_by_item(model: str, asked: ModelField) -> None:
     """In its place in a list, each model once; one model is a list, whose name is written into the body."""
     known = frozenset(("a", "b", "c"))
     aliases = own(
-        two=["a", "b"], one=["a"], deep=["a", "b:THINKING"], swift=["b:latency"], fast=":throughput", best=":fast"
+        two=["a", "b"],
+        one=["a"],
+        deep=["a", "b:THINKING"],
+        swift=["b:latency"],
+        fast=":throughput",
+        best=":fast",
+        mixed=["chutesai/AutoPilot:throughput", "b:throughput"],
     )
     assert read_model_field(model, known, max_items=8, unknown="refuse", own=aliases) == asked
 
