@@ -42,7 +42,11 @@ class IUpstreamAttempt(Interface):
         """Send the request."""
 
     def expect_body(timeout: float) -> None:
-        """The first body byte must arrive within ``timeout`` seconds from now."""
+        """The first body byte must arrive within ``timeout`` seconds from now.
+
+        Before the head, which only a plain attempt is asked (no other is ever one of two): the head must, from now or
+        from the last request byte, whatever it was given at first.
+        """
 
     def pause() -> None:
         """Read no more from the upstream until `resume`."""

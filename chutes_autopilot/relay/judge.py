@@ -90,11 +90,13 @@ class Judge:
         self._deadline: Deadline | None = None
 
     def expect(self, timeout: float) -> bool:
-        """The first event must come within so many seconds; False where that is not judged here."""
-        if self._state not in ("stream", "whole"):
-            return False
-        self._wait(timeout)
-        return True
+        """The first event must come within so many seconds; False where that is not judged here.
+
+        An error keeps its ERROR_SECONDS.
+        """
+        if self._state in ("stream", "whole"):
+            self._wait(timeout)
+        return self._state in ("stream", "whole", "error")
 
     def leave(self) -> None:
         """The exchange hears of this attempt in another way from now on, or not at all."""

@@ -330,8 +330,8 @@ class ResilientExchange(Exchange, kw_only=True):
                     self._relay.rate_limited(self, limit, record)
                 self._count(event, record)
                 self._one_left("later" if own else "earlier", reason_of(event))
-                if self._judge is not None and not self.resilient.failover.hurried:
-                    self._judge.expect(first_event(self.resilient).timeout)  # it is the last one now
+                if not self.resilient.failover.hurried:  # it is the last one now
+                    self._give_time(first_event(self.resilient).timeout)
             else:
                 self._one_left("earlier" if own else "later", HEDGE_LOST)
                 self._head = head
@@ -339,6 +339,12 @@ class ResilientExchange(Exchange, kw_only=True):
         except Exception:  # noqa: BLE001 - reported
             self._failed_unexpectedly()
         return True
+
+    def _give_time(self, seconds: float) -> None:
+        """The attempt under way has so long from now, for its head or else for its first event."""
+        judge, attempt = self._judge, self._attempt
+        if judge is not None and attempt is not None and not judge.expect(seconds):
+            attempt.expect_body(seconds)
 
     def _one_left(self, which: str, reason: str | None) -> None:
         """Of two attempts leave one, and go on with the other as the only one."""

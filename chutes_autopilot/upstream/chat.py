@@ -74,9 +74,14 @@ class ChatAttempt(Unshown, eq=False):
             self._send(idle)
 
     def expect_body(self, timeout: float) -> None:
-        """The first body byte must arrive within ``timeout`` seconds from now."""
+        """As of IUpstreamAttempt."""
+        if not self._head_seen:
+            self._header_timeout = timeout
+            if self._deadline is None:
+                return  # it begins with what is sent
         self._disarm()
-        self._deadline = self._deadlines.start(timeout, self._first_byte_late)
+        late = self._first_byte_late if self._head_seen else self._header_late
+        self._deadline = self._deadlines.start(timeout, late)
 
     def pause(self) -> None:
         """Back-pressure: read no more from the upstream until `resume`."""

@@ -75,12 +75,13 @@ class Attempt:
     header_timeout: float
     observer: Any
     running: bool = False
+    expected: list[float] = attrs.field(factory=list)
 
     def start(self) -> None:
         self.running = True
 
     def expect_body(self, timeout: float) -> None:
-        pass
+        self.expected.append(timeout)
 
     def pause(self) -> None:
         pass

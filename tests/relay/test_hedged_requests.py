@@ -226,3 +226,22 @@ def test_whoever_is_left_as_the_last_has_all_the_time() -> None:
     bench.wait(119.0)
     bench.attempts[0].observer.body(ANSWER)
     assert bench.downstream.body == ANSWER
+
+
+@pytest.mark.parametrize("answered", ["head", "text", "error"])
+@pytest.mark.parametrize(("attempts", "given"), [(2, 120.0), (3, None)])
+def test_whoever_is_left_as_the_last_has_all_the_time_for_a_head_too(
+    attempts: int, given: float | None, answered: str
+) -> None:
+    """While another candidate is left its time stays short; an error that is being read has its own."""
+    bench = measured(max_attempts=attempts)
+    bench.ask()
+    bench.wait(2.0)
+    slow, quick = bench.attempts
+    if answered == "text":
+        slow.observer.head(ResponseHead(200, b"OK", ((b"Content-Type", b"text/plain"),)))
+    elif answered == "error":
+        slow.observer.head(ResponseHead(500, b"X", ((b"Content-Type", b"text/plain"),)))
+    slow.expected.clear()
+    quick.observer.failed(ConnectFailed())
+    assert slow.expected == ([given] if given and answered != "error" else [])

@@ -158,6 +158,24 @@ def test_each_slice_of_a_large_request_starts_the_header_deadline_anew(bench: Be
     assert observer.events == [DeadlinePassed("header")]
 
 
+@pytest.mark.parametrize("sent", [True, False])
+def test_the_header_deadline_may_be_put_off(bench: Bench, sent: bool) -> None:
+    """From now, or from the last request byte where that is still to come."""
+    attempt, observer = bench.attempt()
+    if sent:
+        transport = bench.endpoint.accept()
+        bench.clock.advance(4.5)
+        attempt.expect_body(60.0)
+    else:
+        attempt.expect_body(60.0)
+        transport = bench.endpoint.accept()
+    bench.clock.advance(59.5)
+    assert observer.events == []
+    bench.clock.advance(0.5)
+    assert observer.events == [DeadlinePassed("header")]
+    assert not transport.connected
+
+
 def test_the_first_byte_deadline_counts_from_the_head_and_ends_with_the_byte(bench: Bench) -> None:
     """Only where it was asked for; afterwards the body may take its time."""
     attempt, observer = bench.attempt()
