@@ -1,13 +1,16 @@
 """Child processes on a core of their own, and what the kernel says they cost."""
 
+import ctypes
 import os
+import platform
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -28,10 +31,19 @@ class Child:
 
     :param command: its first item is a path or a name on PATH.
     :param environ: the whole environment beside PATH and HOME.
+    :param slice_ms: how long it keeps the core where others want it, see `time_slice`; None: the kernel's default.
     """
 
-    def __init__(self, command: Sequence[str], core: int, log: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        core: int,
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        slice_ms: float | None = None,
+    ) -> None:
         self.log = log
+        self._slice_ms = slice_ms
         self._command = command
         self._core = core
         self._environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | dict(
@@ -40,7 +52,8 @@ class Child:
         self._process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
-        with self.log.open("ab") as output, on_core(self._core):  # a child inherits the core
+        slices = nullcontext() if self._slice_ms is None else time_slice(self._slice_ms)
+        with self.log.open("ab") as output, on_core(self._core), slices:  # a child inherits both
             self.begun = time.perf_counter()
             self._process = subprocess.Popen(
                 self._command,
@@ -158,6 +171,30 @@ def on_core(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def time_slice(milliseconds: float) -> Iterator[None]:
+    """Let this process, and children started meanwhile, keep a core for so long before another one has it.
+
+    0.1 to 100 (Linux 6.12: sched_setattr(2), sched_runtime of SCHED_OTHER).
+
+    :raises OSError: the system cannot.
+    """
+    _set_slice(round(milliseconds * 1_000_000))
+    try:
+        yield
+    finally:
+        _set_slice(0)
+
+
+def _set_slice(nanoseconds: int) -> None:
+    number = {"x86_64": 314, "aarch64": 274}[platform.machine()]  # glibc names it from 2.41 on
+    size, other = 48, 0
+    attributes = struct.pack("IIQiIQQQ", size, other, 0, 0, 0, nanoseconds, 0, 0)
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.syscall(number, 0, ctypes.create_string_buffer(attributes), 0):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "sched_setattr")
 
 
 def free_port() -> int:

@@ -123,6 +123,12 @@ def _options() -> argparse.Namespace:
         metavar="US",
         help="with --together: tell too what came of the rounds around which the first target took at most US",
     )
+    parser.add_argument(
+        "--slice-ms",
+        type=float,
+        metavar="MS",
+        help="how long a target's process keeps the core where others want it (0.1 to 100; default: the kernel's)",
+    )
     parser.add_argument("--upstream", choices=["stub", "simulator"], default="stub")
     parser.add_argument(
         "--vllm-router",
@@ -187,7 +193,8 @@ def _started(
             own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=directory)))
             port = free_port()
             command = target.command(port, upstream, own)
-            child = stack.enter_context(Child(command.words, core, own / "output.log", command.environ))
+            log = own / "output.log"
+            child = stack.enter_context(Child(command.words, core, log, command.environ, options.slice_ms))
             started = max(started, child.wait_for_200(port, target.health))
             child.wait_for_200(port, target.ready)
             for text in target.said:
